@@ -1,0 +1,123 @@
+// The interface between an engine, which executes guest instructions, and the VMM (design rule 8).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "cpu/vcpu_state.hpp"
+#include "mmu/address.hpp"
+#include "mmu/flush.hpp"
+#include "mmu/mmu.hpp"
+
+namespace strata::engine {
+
+enum class ExitKind : std::uint8_t {
+  interrupted,   ///< kick() asked run() to return; nothing to complete
+  halt,          ///< HLT with interrupts enabled or not: sleep until the interrupt source has one
+  port_read,     ///< IN: answer with complete()
+  port_write,    ///< OUT: done when run() is called again
+  mmio_read,     ///< answer with complete()
+  mmio_write,
+  msr_read,      ///< an MSR the engine does not own: complete() or fail()
+  msr_write,     ///< run() again accepts it; fail() makes it #GP
+  hypercall,     ///< VMCALL/VMMCALL: complete() with RAX
+  paused,        ///< the page at `pa` must come back first; run() again retries
+  triple_fault,
+  out_of_memory, ///< the host has no frame for the page at `pa`
+  internal_error,///< a bug or a limit of the engine; `reason` says which
+};
+inline constexpr std::size_t kExitKinds = 13;
+[[nodiscard]] std::string_view name_of(ExitKind kind) noexcept;
+
+/// Why run() returned. Reads finish in two phases: run() exits, the VMM answers, run() goes on.
+struct Exit {
+  ExitKind kind = ExitKind::interrupted;
+  std::uint8_t size = 0;    ///< bytes of a port or MMIO access: 1, 2, 4 or 8
+  std::uint16_t port = 0;
+  std::uint32_t msr = 0;
+  PA pa{};
+  std::uint64_t data = 0;   ///< value written
+  std::string reason{};     ///< internal_error: one line for the log
+};
+
+/// What the interrupt controllers offer a vCPU. Called by the vCPU's thread only; the
+/// implementation synchronises with devices. When something becomes deliverable, the
+/// implementation calls Vcpu::interrupt().
+class InterruptSource {
+ public:
+  InterruptSource() = default;
+  InterruptSource(const InterruptSource&) = delete;
+  InterruptSource& operator=(const InterruptSource&) = delete;
+  virtual ~InterruptSource() = default;
+  /// Something of high enough priority waits (whatever RFLAGS.IF says).
+  [[nodiscard]] virtual bool pending() = 0;
+  /// Takes it: the vector to deliver. Nothing if it went away in the meantime.
+  virtual std::optional<std::uint8_t> acknowledge() = 0;
+  /// Takes a pending NMI.
+  virtual bool take_nmi() = 0;
+  /// CR8 and the APIC's TPR are one register: bits 7:4 of the TPR.
+  [[nodiscard]] virtual std::uint64_t cr8() = 0;
+  virtual void set_cr8(std::uint64_t value) = 0;
+};
+
+/// Guest time-stamp counter. Any thread.
+class TscSource {
+ public:
+  TscSource() = default;
+  TscSource(const TscSource&) = delete;
+  TscSource& operator=(const TscSource&) = delete;
+  virtual ~TscSource() = default;
+  [[nodiscard]] virtual std::uint64_t tsc() noexcept = 0;
+};
+
+/// What an engine counts by itself. Monotonic.
+struct VcpuStats {
+  std::uint64_t instructions = 0;
+  std::uint64_t blocks_decoded = 0;
+  std::uint64_t blocks_invalidated = 0;
+  std::uint64_t tlb_misses = 0;    ///< slow paths that asked the Mmu
+  std::uint64_t tlb_flushes = 0;
+  std::uint64_t exceptions = 0;
+  std::uint64_t interrupts = 0;
+  std::uint64_t page_faults = 0;
+  std::uint64_t overhead_bytes = 0;  ///< code or block caches, TLBs
+};
+
+/// One vCPU: driven by one host thread. Functions marked (any thread) may come from elsewhere and
+/// take effect at the next instruction boundary.
+class Vcpu {
+ public:
+  Vcpu() = default;
+  Vcpu(const Vcpu&) = delete;
+  Vcpu& operator=(const Vcpu&) = delete;
+  virtual ~Vcpu() = default;
+
+  /// Executes until something needs the VMM.
+  virtual Exit run() = 0;
+  /// Answers the last exit's read.
+  virtual void complete(std::uint64_t value) = 0;
+  /// The last exit's MSR does not exist or the value is not allowed: #GP(0).
+  virtual void fail() = 0;
+  /// The interrupt source may have something. (any thread)
+  virtual void interrupt() noexcept = 0;
+  /// run() returns ExitKind::interrupted soon. (any thread)
+  virtual void kick() noexcept = 0;
+
+  /// The state at this instruction boundary; only while run() is not active.
+  [[nodiscard]] virtual cpu::VcpuState state() const = 0;
+  virtual void set_state(const cpu::VcpuState& state) = 0;
+
+  /// Bytes of guest memory changed under the engine (device DMA, loader): cached decodes of them
+  /// are dropped. (any thread)
+  virtual void memory_written(PA pa, std::uint64_t length) noexcept = 0;
+  /// The engine's TLB as a holder of translations, for the VM's FlushDomain.
+  [[nodiscard]] virtual TranslationHolder& holder() noexcept = 0;
+
+  /// Relaxed snapshot. (any thread)
+  [[nodiscard]] virtual VcpuStats stats() const noexcept = 0;
+};
+
+}  // namespace strata::engine
