@@ -1,0 +1,50 @@
+// Decoded blocks, keyed by physical address and decode mode, in an arena of bounded size.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "engines/interp/uop.hpp"
+#include "mmu/address.hpp"
+
+namespace strata::interp {
+
+/// Owned by one vCPU thread. Blocks live until flush(); a dropped block's steps are turned into
+/// "look up again" steps, so whoever still links to it finds out by running it.
+class BlockCache {
+ public:
+  /// `bytes`: the arena's size. `stale` is the handler put over the steps of dropped blocks.
+  BlockCache(std::size_t bytes, Handler stale);
+
+  /// A block that starts at `pa`, or null.
+  [[nodiscard]] Block* find(PA pa, unsigned mode_key) const noexcept;
+  /// Room for a block of `steps` steps; null when the arena is full: flush() and ask again.
+  [[nodiscard]] Block* allocate(std::size_t steps) noexcept;
+  /// Makes a filled-in block findable.
+  void insert(Block* block);
+
+  [[nodiscard]] bool page_has_code(PPN ppn) const noexcept { return pages_.contains(ppn); }
+  /// Drops the blocks that overlap the bytes. Returns how many; a page left without blocks no
+  /// longer counts as having code.
+  std::size_t drop(PA pa, std::uint64_t length);
+  /// Forgets everything and starts the arena anew. No block may be executing.
+  void flush() noexcept;
+
+  [[nodiscard]] std::size_t bytes() const noexcept;
+
+ private:
+  [[nodiscard]] std::size_t bucket(PA pa, unsigned mode_key) const noexcept;
+  void unhash(Block* block) noexcept;
+
+  Handler stale_;
+  std::size_t size_;
+  std::size_t used_ = 0;
+  std::unique_ptr<std::byte[]> arena_;
+  std::vector<Block*> buckets_;
+  std::unordered_map<PPN, Block*> pages_;  ///< pages with code, each with its list of blocks
+};
+
+}  // namespace strata::interp

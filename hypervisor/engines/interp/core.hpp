@@ -1,0 +1,379 @@
+// The interpreter's vCPU: hot state, memory access, control flow between steps. Handlers in the
+// other files of this folder are its implementation and work on its members directly.
+//
+// Contract of a handler (see Handler in uop.hpp):
+//   fall through        return u + 1;
+//   near branch         return core.jump(u, target_va);            (commits rip)
+//   memory said no      if (!core.load(va, x)) return core.abort(u);
+//   raise an exception  return core.fault(u, cpu::GP, 0);           (nothing changed)
+//   state changed that blocks depend on, or interrupts may now be taken
+//                       return core.finish(u);                      (instruction retired)
+//   the VMM must act    return core.leave_for(u, exit);             (not retired; runs again with
+//                       core.completion set, see below)
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "cpu/vcpu_state.hpp"
+#include "engines/engine.hpp"
+#include "engines/interp/block_cache.hpp"
+#include "engines/interp/flags.hpp"
+#include "engines/interp/tlb.hpp"
+#include "engines/interp/uop.hpp"
+#include "mmu/frames.hpp"
+#include "mmu/mmu.hpp"
+
+namespace strata::cpu {
+class CpuModel;
+}
+
+namespace strata::interp {
+
+/// What a Core needs from the VM around it. All outlive the Core.
+struct CoreEnvironment {
+  VcpuId id = 0;
+  Mmu* mmu = nullptr;
+  MachineWindow window{};
+  FlushDomain* flush_domain = nullptr;
+  engine::InterruptSource* interrupts = nullptr;
+  engine::TscSource* tsc = nullptr;
+  const cpu::CpuModel* model = nullptr;
+  unsigned vcpus = 1;
+  std::size_t block_cache_bytes = 8U << 20;
+};
+
+/// An exception that an instruction raised and the run loop will deliver.
+struct PendingException {
+  bool valid = false;
+  std::uint8_t vector = 0;
+  bool has_error = false;
+  /// INT n, INT3, INTO: rip already points behind the instruction and DPL of the gate is checked.
+  bool software = false;
+  std::uint32_t error = 0;
+  std::uint64_t cr2 = 0;  ///< for #PF
+  std::uint64_t dr6 = 0;  ///< for #DB: bits to set
+};
+
+/// Why the last handler returned null.
+enum class Leave : std::uint8_t { look_up, attention, exception, exit };
+
+/// Reasons to stop at the next block boundary. Set from any thread.
+namespace attention {
+inline constexpr std::uint32_t kInterrupt = 1, kKick = 2, kInvalidate = 4, kCodeWritten = 8;
+}
+
+/// The VMM's answer to the last exit, for the instruction that runs again.
+struct Completion {
+  bool ready = false;
+  bool failed = false;  ///< the MSR does not exist or refuses the value: #GP(0)
+  std::uint64_t value = 0;
+};
+
+/// MMIO accesses of the instruction in progress that the VMM has already carried out: when the
+/// instruction runs again they are replayed from here instead of exiting.
+struct MmioLog {
+  struct Access {
+    PA pa{};
+    std::uint8_t size = 0;
+    bool write = false;
+    std::uint64_t value = 0;
+  };
+  std::array<Access, 16> done{};
+  unsigned count = 0;
+  unsigned cursor = 0;
+};
+
+/// A read-modify-write in progress: `host` is where the operand can be changed in place.
+struct Rmw {
+  void* host = nullptr;
+  std::uint64_t va = 0;
+  PA pa{};
+  unsigned size = 0;
+  bool traced = false;   ///< the Mmu must hear of the store
+  bool code = false;     ///< the page has cached code
+  bool bounced = false;  ///< `host` is `bounce`: MMIO or page-crossing; stored by rmw_end()
+  alignas(16) std::array<std::byte, 16> bounce{};
+};
+
+class Core final : public engine::Vcpu, private TranslationHolder {
+ public:
+  explicit Core(const CoreEnvironment& environment);
+  ~Core() override;
+
+  // ---- engine::Vcpu -------------------------------------------------------------------------
+  engine::Exit run() override;
+  void complete(std::uint64_t value) override;
+  void fail() override;
+  void interrupt() noexcept override { attend(attention::kInterrupt); }
+  void kick() noexcept override { attend(attention::kKick); }
+  [[nodiscard]] cpu::VcpuState state() const override;
+  void set_state(const cpu::VcpuState& state) override;
+  void memory_written(PA pa, std::uint64_t length) noexcept override;
+  [[nodiscard]] TranslationHolder& holder() noexcept override { return *this; }
+  [[nodiscard]] engine::VcpuStats stats() const noexcept override;
+
+  // ---- hot state ----------------------------------------------------------------------------
+  std::array<std::uint64_t, kRegisterSlots> r{};
+  ArithFlags flags = 0;          ///< CF PF AF ZF SF OF live here, not in rflags_other
+  std::uint8_t cpl = 0;
+  std::uint16_t pcid = 0;
+  TlbMode data_mode = kSupervisor;
+  TlbEntry* dtlb = nullptr;      ///< entries of data_mode
+  std::uint64_t rip = 0;         ///< valid between blocks; inside one see pc_of()
+  std::array<std::uint64_t, 7> segment_base{};
+  Block* block = nullptr;        ///< now executing
+  std::atomic<std::uint32_t> attention_flags{0};
+  std::uint64_t instructions = 0;
+  std::uint64_t rflags_other = cpu::rflags::FIXED;  ///< RFLAGS without the arithmetic flags
+
+  // ---- everything else of the architecture; gpr, rip and rflags in here are not kept up to date
+  cpu::VcpuState arch{};
+  DecodeMode decode_mode{};
+  PendingException exception{};
+  Completion completion{};
+  MmioLog mmio{};
+  const CoreEnvironment env;
+
+  // ---- registers ----------------------------------------------------------------------------
+  template <class T>
+  [[nodiscard]] T reg(std::uint8_t offset) const noexcept {
+    T v;
+    std::memcpy(&v, reinterpret_cast<const std::byte*>(r.data()) + offset, sizeof v);
+    return v;
+  }
+  /// 32-bit writes clear the upper half (SDM 1 3.4.1.1).
+  template <class T>
+  void set_reg(std::uint8_t offset, T v) noexcept {
+    if constexpr (sizeof(T) == 4) {
+      const std::uint64_t wide = static_cast<std::uint32_t>(v);
+      std::memcpy(reinterpret_cast<std::byte*>(r.data()) + offset, &wide, sizeof wide);
+    } else {
+      std::memcpy(reinterpret_cast<std::byte*>(r.data()) + offset, &v, sizeof v);
+    }
+  }
+  [[nodiscard]] std::uint64_t rflags() const noexcept { return rflags_other | to_rflags(flags); }
+  /// Replaces RFLAGS; follow with finish(), since IF, TF and AC change what blocks may assume.
+  void set_rflags(std::uint64_t value) noexcept;
+  [[nodiscard]] bool long_mode() const noexcept { return decode_mode.bits == 64; }
+
+  // ---- addresses ----------------------------------------------------------------------------
+  /// Offset within the segment.
+  [[nodiscard]] std::uint64_t offset_of(const Uop* u) const noexcept {
+    const std::uint64_t ea = reg<std::uint64_t>(u->base) +
+                             (reg<std::uint64_t>(u->index) << u->scale) +
+                             static_cast<std::uint64_t>(static_cast<std::int64_t>(u->disp));
+    if (u->address_form == 0) [[likely]] return ea;
+    const unsigned size = (u->address_form & 0x7FU) - 1;
+    return size == 1 ? static_cast<std::uint32_t>(ea)
+                     : size == 2 ? static_cast<std::uint16_t>(ea) : ea;
+  }
+  [[nodiscard]] std::uint64_t linear(const Uop* u, std::uint64_t offset) const noexcept {
+    const std::uint64_t va = offset + segment_base[u->segment];
+    return (u->address_form & 0x80U) != 0 ? static_cast<std::uint32_t>(va) : va;
+  }
+  /// Linear address of the memory operand.
+  [[nodiscard]] std::uint64_t ea(const Uop* u) const noexcept { return linear(u, offset_of(u)); }
+  /// VA of the instruction `u` belongs to, and of the next one.
+  [[nodiscard]] std::uint64_t pc_of(const Uop* u) const noexcept { return r[kPcSlot] + u->offset; }
+  [[nodiscard]] std::uint64_t next_pc(const Uop* u) const noexcept {
+    return wrap_ip(r[kPcSlot] + u->offset + u->length);
+  }
+  [[nodiscard]] std::uint64_t wrap_ip(std::uint64_t ip) const noexcept {
+    return decode_mode.bits == 64 ? ip : static_cast<std::uint32_t>(ip);
+  }
+
+  // ---- memory: false means abort(u); the reason is recorded -----------------------------------
+  template <class T>
+  [[nodiscard]] bool load(std::uint64_t va, T& out) {
+    const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
+    if (e.read_tag == (((va + sizeof(T) - 1) & ~kPageMask) | pcid)) [[likely]] {
+      std::memcpy(&out, reinterpret_cast<const void*>(va + e.addend), sizeof(T));
+      return true;
+    }
+    return load_slow(va, &out, sizeof(T), {AccessKind::read, cpl == 3, ac()});
+  }
+  template <class T>
+  [[nodiscard]] bool store(std::uint64_t va, T value) {
+    const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
+    if (e.write_tag == (((va + sizeof(T) - 1) & ~kPageMask) | pcid)) [[likely]] {
+      std::memcpy(reinterpret_cast<void*>(va + e.addend), &value, sizeof(T));
+      return true;
+    }
+    return store_slow(va, &value, sizeof(T), {AccessKind::write, cpl == 3, ac()});
+  }
+  /// Any length up to 4096; all or nothing. For vector registers, x87 images and string chunks.
+  [[nodiscard]] bool load_bytes(std::uint64_t va, void* out, unsigned size);
+  [[nodiscard]] bool store_bytes(std::uint64_t va, const void* data, unsigned size);
+  /// Faults as a store of `size` bytes would, and changes nothing.
+  [[nodiscard]] bool check_store(std::uint64_t va, unsigned size);
+  /// The host bytes from `va` to the end of its page if they can be read (written) directly, with
+  /// the count in `available`; null sends the caller to load/store, which find out why not.
+  [[nodiscard]] const std::byte* read_span(std::uint64_t va, std::uint64_t& available);
+  [[nodiscard]] std::byte* write_span(std::uint64_t va, std::uint64_t& available);
+
+  /// Starts a read-modify-write of 1 to 16 bytes: checks write access, loads the operand where it
+  /// has to be bounced. Change *host (atomically for LOCK), then call rmw_end().
+  template <class T>
+  [[nodiscard]] bool rmw_begin(std::uint64_t va, Rmw& m) {
+    const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
+    if (e.write_tag == (((va + sizeof(T) - 1) & ~kPageMask) | pcid)) [[likely]] {
+      m.host = reinterpret_cast<void*>(va + e.addend);
+      return true;
+    }
+    return rmw_begin_slow(va, sizeof(T), m);
+  }
+  /// Announces or stores the result. False only where the store itself must go to the VMM: the
+  /// instruction then runs again from its start, so commit registers and flags after this.
+  [[nodiscard]] bool rmw_end(Rmw& m) {
+    if (m.size == 0) [[likely]] return true;
+    return rmw_end_slow(m);
+  }
+
+  /// Implicit supervisor accesses: descriptor tables, TSS, interrupt frames pushed to inner stacks.
+  template <class T>
+  [[nodiscard]] bool system_load(std::uint64_t va, T& out) {
+    return load_slow(va, &out, sizeof(T), {AccessKind::read, false, false});
+  }
+  template <class T>
+  [[nodiscard]] bool system_store(std::uint64_t va, T value) {
+    return store_slow(va, &value, sizeof(T), {AccessKind::write, false, false});
+  }
+
+  // ---- control flow: what handlers return -----------------------------------------------------
+  /// Near branch to `target`, found through the jump cache.
+  const Uop* jump(const Uop* u, std::uint64_t target);
+  /// Near branch to a target in the same page as this block; `slot` is a spare step of this block
+  /// whose imm caches the target block.
+  const Uop* jump_linked(const Uop* u, std::uint64_t target, const Uop* slot) {
+    if (attention_flags.load(std::memory_order_relaxed) == 0) [[likely]] {
+      if (Block* b = reinterpret_cast<Block*>(slot->imm); b != nullptr) [[likely]] {
+        return enter(b, target);
+      }
+    }
+    return link(u, target, slot);
+  }
+  /// The instruction did not complete; load/store/... recorded why.
+  const Uop* abort(const Uop* u) noexcept;
+  /// Raises an exception at this instruction. `error` only for vectors that push one.
+  const Uop* fault(const Uop* u, std::uint8_t vector,
+                   std::optional<std::uint32_t> error = std::nullopt) noexcept;
+  /// The instruction retired; go through the run loop before the next one (mode, IF, TLB changed).
+  const Uop* finish(const Uop* u) noexcept;
+  /// As finish(), with rip already set by the handler (far transfers, IRET, SYSCALL, SYSRET).
+  const Uop* finish_at(const Uop* u, std::uint64_t new_rip) noexcept;
+  /// To the VMM; the instruction runs again afterwards and finds `completion.ready`.
+  const Uop* leave_for(const Uop* u, const engine::Exit& exit) noexcept;
+  /// To the VMM with the instruction retired (HLT).
+  const Uop* leave_after(const Uop* u, const engine::Exit& exit) noexcept;
+  /// A REP string instruction finished an iteration and will go on: what the VMM answered is used
+  /// up. Call after committing RCX, RSI, RDI.
+  void iteration_done() noexcept;
+  /// Whether a long-running instruction (REP) should stop between iterations; if so return
+  /// pause(u), which restarts it later.
+  [[nodiscard]] bool should_pause() const noexcept {
+    return attention_flags.load(std::memory_order_relaxed) != 0;
+  }
+  const Uop* pause(const Uop* u) noexcept;
+
+  // ---- consequences of state changes ------------------------------------------------------------
+  /// Recomputes everything derived from arch: cpl, pcid, data_mode, decode_mode, segment_base, the
+  /// Mmu's context. Call after changing CRs, EFER, segments, RFLAGS.AC/VM; then finish().
+  void update_derived();
+  /// TLB effects of CR writes, INVLPG, INVPCID (SDM 3A 4.10.4). Reach the Mmu too.
+  void flush_tlb(FlushScope scope, std::uint16_t which_pcid, VA va);
+  void flush_page(VA va);
+  /// PKRU or another input of user-page rights changed: cached rights go, the Mmu hears the context.
+  void rights_changed();
+
+  // ---- events (events.cpp) ----------------------------------------------------------------------
+  /// Delivers the pending exception, escalating to #DF and triple fault; false: triple fault.
+  [[nodiscard]] bool deliver_exception();
+  /// Delivers an external interrupt or NMI; exceptions on the way are delivered too.
+  [[nodiscard]] bool deliver_interrupt(std::uint8_t vector);
+
+  /// Effective AC for SMAP and, at CPL 3, alignment checks.
+  [[nodiscard]] bool ac() const noexcept { return (rflags_other & cpu::rflags::AC) != 0; }
+
+  engine::VcpuStats counters{};  ///< the vCPU thread's own; stats() reads it relaxed
+
+ private:
+  friend class BlockBuilder;
+
+  // TranslationHolder
+  void invalidate(const Invalidation& what, Epoch epoch) noexcept override;
+  [[nodiscard]] Epoch passed() const noexcept override {
+    return passed_.load(std::memory_order_acquire);
+  }
+
+  void attend(std::uint32_t why) noexcept {
+    attention_flags.fetch_or(why, std::memory_order_release);
+  }
+  const Uop* enter(Block* b, std::uint64_t va) noexcept {
+    block = b;
+    r[kPcSlot] = va;
+    instructions += b->instructions;
+    return b->first();
+  }
+  const Uop* link(const Uop* u, std::uint64_t target, const Uop* slot);
+  const Uop* leave(Leave why) noexcept {
+    leave_ = why;
+    return nullptr;
+  }
+  void uncount_from(const Uop* u, bool retired) noexcept;
+
+  bool load_slow(std::uint64_t va, void* out, unsigned size, Access access);
+  bool store_slow(std::uint64_t va, const void* data, unsigned size, Access access);
+  bool rmw_begin_slow(std::uint64_t va, unsigned size, Rmw& m);
+  bool rmw_end_slow(Rmw& m);
+  /// One page's worth of an access, resolved: a host pointer, or an MMIO address.
+  struct Place;
+  bool locate(std::uint64_t va, unsigned size, Access access, Place& place);
+  bool place_load(const Place& p, void* out, unsigned size);
+  bool place_store(const Place& p, const void* data, unsigned size);
+  bool mmio_load(PA pa, void* out, unsigned size);
+  bool mmio_store(PA pa, const void* data, unsigned size);
+  bool record_fault(const Fault& f, Access access);
+  bool record_exception(std::uint8_t vector, std::optional<std::uint32_t> error) noexcept;
+  bool record_exit(engine::Exit exit) noexcept;
+
+  // run loop
+  bool handle_attention(engine::Exit& exit);
+  bool take_events();
+  const Uop* dispatch();
+  Block* find_block(std::uint64_t va);
+  bool fetch_page(std::uint64_t va, const std::byte*& host, PA& pa);
+  Block* build_block(std::uint64_t va, PA pa, const std::byte* host);
+  void process_invalidations() noexcept;
+  void code_written(PA pa, std::uint64_t length);
+  void after_single_step();
+
+  Tlb tlb_;
+  BlockCache blocks_;
+  struct JumpEntry {
+    std::uint64_t va = ~0ULL;
+    std::uint64_t generation = 0;
+    Block* block = nullptr;
+  };
+  std::vector<JumpEntry> jump_cache_;
+  std::uint64_t generation_ = 1;  ///< grows when any VA -> block knowledge may be stale
+  Leave leave_ = Leave::look_up;
+  engine::Exit exit_{};
+  bool replaying_ = false;  ///< the next instruction finds answers in completion or mmio
+  PagingContext context_{};
+
+  /// Guards the mailbox that other threads fill.
+  std::mutex mailbox_lock_;
+  Invalidation mailbox_;
+  std::vector<std::pair<PA, std::uint64_t>> mailbox_written_;
+  Epoch mailbox_epoch_ = 0;
+  std::atomic<Epoch> passed_{~0ULL};
+};
+
+}  // namespace strata::interp

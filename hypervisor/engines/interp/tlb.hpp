@@ -1,0 +1,88 @@
+// The interpreter's TLB: direct mapped, tagged with the PCID, split by privilege. Its layout is
+// fixed here because the inlined fast paths of core.hpp (and later translated code) rely on it.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "mmu/address.hpp"
+#include "mmu/flush.hpp"
+#include "mmu/mmu.hpp"
+
+namespace strata::interp {
+
+/// Accesses of different privilege see different rights, so each has a TLB of its own.
+enum TlbMode : std::uint8_t {
+  kSupervisor = 0,    ///< CPL < 3, or implicit supervisor access, with SMAP in force
+  kUser = 1,          ///< CPL 3
+  kSupervisorAc = 2,  ///< CPL < 3 where user pages may be reached (AC set, or no SMAP)
+};
+inline constexpr std::size_t kTlbModes = 3;
+inline constexpr std::size_t kTlbEntries = 1024;
+inline constexpr std::uint64_t kNoTag = ~0ULL;  // never equal to (page | pcid) of a canonical VA
+
+/// One data translation. A tag is the VA's page base with the PCID in the low 12 bits.
+struct TlbEntry {
+  std::uint64_t read_tag = kNoTag;
+  std::uint64_t write_tag = kNoTag;
+  std::uint64_t addend = 0;  ///< host pointer = VA + addend (modulo 2^64)
+  std::uint64_t pa_and_flags = 0;  ///< PA page base; bit 0 global, bits 1-6 guest page shift
+};
+static_assert(sizeof(TlbEntry) == 32);
+
+/// One instruction-fetch translation.
+struct FetchEntry {
+  std::uint64_t tag = kNoTag;
+  std::uint64_t addend = 0;
+  std::uint64_t pa_and_flags = 0;
+};
+inline constexpr std::size_t kFetchEntries = 256;
+
+/// Owned by one vCPU thread; nobody else touches it.
+class Tlb {
+ public:
+  Tlb();
+  [[nodiscard]] TlbEntry& slot(TlbMode mode, VA va) noexcept {
+    return data_[mode][va.value() >> kPageShift & (kTlbEntries - 1)];
+  }
+  [[nodiscard]] FetchEntry& fetch_slot(bool user, VA va) noexcept {
+    return fetch_[user ? 1 : 0][va.value() >> kPageShift & (kFetchEntries - 1)];
+  }
+  [[nodiscard]] static constexpr std::uint64_t tag(VA va, std::uint16_t pcid) noexcept {
+    return (va.value() & ~kPageMask) | pcid;
+  }
+  [[nodiscard]] static constexpr std::uint64_t pack(const Translation& t) noexcept {
+    return t.pa.value() | (t.global ? 1U : 0U) | static_cast<std::uint64_t>(t.page_shift) << 1;
+  }
+
+  /// Fills the data entry for `va`; `cache_write` false leaves stores on the slow path.
+  void fill(TlbMode mode, VA va, std::uint16_t pcid, const Translation& t, std::byte* page,
+            bool cache_write) noexcept;
+  void fill_fetch(bool user, VA va, std::uint16_t pcid, const Translation& t,
+                  std::byte* page) noexcept;
+
+  void flush_all() noexcept;
+  /// Entries of `pcid` (or of every PCID), globals kept when `keep_global`.
+  void flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noexcept;
+  /// INVLPG: the page of `va`, whatever its size; of `pcid` or global.
+  void flush_page(VA va, std::uint16_t pcid) noexcept;
+  /// Entries that lead to these guest-physical pages.
+  void flush_physical(const std::vector<PpnRange>& ranges) noexcept;
+  /// Write permission of entries that lead to `ppn`: before its code is cached.
+  void revoke_writes(PPN ppn) noexcept;
+  /// User-page rights changed (PKRU, SMAP): everything that is not plainly supervisor.
+  [[nodiscard]] static constexpr std::size_t bytes() noexcept {
+    return sizeof(TlbEntry) * kTlbModes * kTlbEntries + sizeof(FetchEntry) * 2 * kFetchEntries;
+  }
+
+ private:
+  template <class Predicate>
+  void drop_if(Predicate&& predicate) noexcept;
+
+  std::vector<std::array<TlbEntry, kTlbEntries>> data_;
+  std::vector<std::array<FetchEntry, kFetchEntries>> fetch_;
+};
+
+}  // namespace strata::interp
