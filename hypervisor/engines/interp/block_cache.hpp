@@ -1,6 +1,7 @@
 // Decoded blocks, keyed by physical address and decode mode, in an arena of bounded size.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -33,6 +34,18 @@ class BlockCache {
   /// Forgets everything and starts the arena anew. No block may be executing.
   void flush() noexcept;
 
+  /// The bytes a page-crossing block was decoded from. Such a block is compared with memory each
+  /// time it is found, since nobody watches its second page.
+  using CrossingBytes = std::array<std::byte, 16>;
+  void remember_crossing(const Block* block, const CrossingBytes& bytes) {
+    crossing_[block] = bytes;
+  }
+  [[nodiscard]] const CrossingBytes& crossing(const Block* block) const {
+    return crossing_.at(block);
+  }
+
+  /// Grows with every flush(): pointers into the arena from before are dead.
+  [[nodiscard]] std::uint64_t flushes() const noexcept { return flushes_; }
   [[nodiscard]] std::size_t bytes() const noexcept;
 
  private:
@@ -44,6 +57,8 @@ class BlockCache {
   std::size_t used_ = 0;
   std::unique_ptr<std::byte[]> arena_;
   std::vector<Block*> buckets_;
+  std::uint64_t flushes_ = 0;
+  std::unordered_map<const Block*, CrossingBytes> crossing_;
   std::unordered_map<PPN, Block*> pages_;  ///< pages with code, each with its list of blocks
 };
 

@@ -56,17 +56,26 @@ struct PendingException {
   bool has_error = false;
   /// INT n, INT3, INTO: rip already points behind the instruction and DPL of the gate is checked.
   bool software = false;
+  /// An external interrupt, or NMI with vector 2: no fault bits in the frame, NMI gets blocked.
+  bool external = false;
   std::uint32_t error = 0;
   std::uint64_t cr2 = 0;  ///< for #PF
   std::uint64_t dr6 = 0;  ///< for #DB: bits to set
 };
 
 /// Why the last handler returned null.
-enum class Leave : std::uint8_t { look_up, attention, exception, exit };
+enum class Leave : std::uint8_t {
+  look_up,    ///< find the block at rip
+  retry,      ///< the same, and the instruction at rip did not retire
+  attention,  ///< see Core::attention_flags
+  exception,  ///< Core::exception is valid
+  exit,       ///< the VMM must act
+};
 
 /// Reasons to stop at the next block boundary. Set from any thread.
 namespace attention {
-inline constexpr std::uint32_t kInterrupt = 1, kKick = 2, kInvalidate = 4, kCodeWritten = 8;
+inline constexpr std::uint32_t kInterrupt = 1, kKick = 2, kInvalidate = 4, kCodeWritten = 8,
+                               kStep = 16;  // own thread: leave after one instruction
 }
 
 /// The VMM's answer to the last exit, for the instruction that runs again.
@@ -85,7 +94,9 @@ struct MmioLog {
     bool write = false;
     std::uint64_t value = 0;
   };
-  std::array<Access, 16> done{};
+  /// XSAVE to device memory is the longest; beyond it the instruction is refused.
+  static constexpr unsigned kCapacity = 160;
+  std::array<Access, kCapacity> done{};
   unsigned count = 0;
   unsigned cursor = 0;
 };
@@ -135,6 +146,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
 
   // ---- everything else of the architecture; gpr, rip and rflags in here are not kept up to date
   cpu::VcpuState arch{};
+  std::array<std::uint64_t, 4> pdpte{};  ///< PAE paging's registers, loaded with CR3 (SDM 3A 4.4.1)
   DecodeMode decode_mode{};
   PendingException exception{};
   Completion completion{};
@@ -245,6 +257,10 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   [[nodiscard]] bool system_store(std::uint64_t va, T value) {
     return store_slow(va, &value, sizeof(T), {AccessKind::write, false, false});
   }
+  /// Sets bits of a descriptor's type byte (accessed, busy) atomically, as the processor does.
+  [[nodiscard]] bool system_set_bits(std::uint64_t va, std::uint8_t bits);
+  /// Reads the four PDPTEs that `cr3` names, from guest-physical memory.
+  [[nodiscard]] bool read_pdptes(std::uint64_t cr3, std::array<std::uint64_t, 4>& out);
 
   // ---- control flow: what handlers return -----------------------------------------------------
   /// Near branch to `target`, found through the jump cache.
@@ -286,6 +302,8 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   /// Recomputes everything derived from arch: cpl, pcid, data_mode, decode_mode, segment_base, the
   /// Mmu's context. Call after changing CRs, EFER, segments, RFLAGS.AC/VM; then finish().
   void update_derived();
+  /// The part of it that follows from segments, CPL and RFLAGS; CRs and EFER did not change.
+  void segments_changed();
   /// TLB effects of CR writes, INVLPG, INVPCID (SDM 3A 4.10.4). Reach the Mmu too.
   void flush_tlb(FlushScope scope, std::uint16_t which_pcid, VA va);
   void flush_page(VA va);
@@ -301,7 +319,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   /// Effective AC for SMAP and, at CPL 3, alignment checks.
   [[nodiscard]] bool ac() const noexcept { return (rflags_other & cpu::rflags::AC) != 0; }
 
-  engine::VcpuStats counters{};  ///< the vCPU thread's own; stats() reads it relaxed
+  engine::VcpuStats counters{};  ///< the vCPU thread's own; stats() gives them as of the last exit
 
  private:
   friend class BlockBuilder;
@@ -344,28 +362,48 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool record_exit(engine::Exit exit) noexcept;
 
   // run loop
-  bool handle_attention(engine::Exit& exit);
+  bool resume_from_exit();
+  bool handle_attention();
   bool take_events();
   const Uop* dispatch();
+  void after_block();
   Block* find_block(std::uint64_t va);
   bool fetch_page(std::uint64_t va, const std::byte*& host, PA& pa);
-  Block* build_block(std::uint64_t va, PA pa, const std::byte* host);
+  Block* build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeMode mode);
+  bool crossing_bytes(std::uint64_t va, PA pa, std::array<std::byte, 32>& bytes, unsigned& count);
   void process_invalidations() noexcept;
   void code_written(PA pa, std::uint64_t length);
-  void after_single_step();
+  [[nodiscard]] bool canonical(std::uint64_t va) const noexcept {
+    return !long_mode() ||
+           static_cast<std::uint64_t>(static_cast<std::int64_t>(va << 16) >> 16) == va;
+  }
+  [[nodiscard]] std::uint64_t wrap_va(std::uint64_t va) const noexcept {
+    return long_mode() ? va : static_cast<std::uint32_t>(va);
+  }
+  [[nodiscard]] TlbMode mode_of(Access access) const noexcept {
+    if (access.user) return kUser;
+    return access.ac || (arch.cr4 & cpu::cr4::SMAP) == 0 ? kSupervisorAc : kSupervisor;
+  }
+  [[nodiscard]] std::uint32_t jump_context() const noexcept {
+    return static_cast<std::uint32_t>(pcid) << 1 | (cpl == 3 ? 1U : 0U);
+  }
 
   Tlb tlb_;
   BlockCache blocks_;
   struct JumpEntry {
     std::uint64_t va = ~0ULL;
     std::uint64_t generation = 0;
+    std::uint32_t context = 0;  ///< PCID and privilege, so that a system call keeps the cache
     Block* block = nullptr;
   };
   std::vector<JumpEntry> jump_cache_;
   std::uint64_t generation_ = 1;  ///< grows when any VA -> block knowledge may be stale
   Leave leave_ = Leave::look_up;
   engine::Exit exit_{};
+  Leave recorded_ = Leave::look_up;  ///< what a failed access asks abort() to do
+  bool exited_ = false;     ///< run() returned exit_ and the VMM has not been back
   bool replaying_ = false;  ///< the next instruction finds answers in completion or mmio
+  bool trap_armed_ = false;  ///< RFLAGS.TF was set when the instruction began
   PagingContext context_{};
 
   /// Guards the mailbox that other threads fill.
@@ -374,6 +412,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   std::vector<std::pair<PA, std::uint64_t>> mailbox_written_;
   Epoch mailbox_epoch_ = 0;
   std::atomic<Epoch> passed_{~0ULL};
+  engine::VcpuStats published_{};  ///< stats() as of the last exit; under mailbox_lock_
 };
 
 }  // namespace strata::interp

@@ -1,0 +1,425 @@
+// The run loop: finding blocks, leaving them, events between instructions.
+#include "engines/interp/core.hpp"
+
+#include <algorithm>
+
+#include "engines/interp/lower.hpp"
+
+namespace strata::interp {
+
+namespace {
+
+constexpr std::size_t kJumpEntries = 4096;
+
+std::size_t jump_slot(std::uint64_t va) { return (va ^ va >> 12) & (kJumpEntries - 1); }
+
+}  // namespace
+
+/// Put over the steps of dropped blocks: goes back and looks the code up again.
+struct StaleStep {
+  static const Uop* run(Core& core, const Uop* u) {
+    const std::uint64_t here = core.pc_of(u);
+    core.abort(u);
+    return core.jump(u, here);
+  }
+};
+
+Core::Core(const CoreEnvironment& environment)
+    : env{environment},
+      blocks_{environment.block_cache_bytes, &StaleStep::run},
+      jump_cache_(kJumpEntries) {
+  env.flush_domain->add(*this);
+  set_state(cpu::VcpuState{});
+}
+
+Core::~Core() { env.flush_domain->remove(*this); }
+
+// ---- run ------------------------------------------------------------------------------------
+
+engine::Exit Core::run() {
+  attention_flags.fetch_or(attention::kInvalidate, std::memory_order_acquire);
+  if (resume_from_exit()) {
+    for (;;) {
+      const Uop* u = dispatch();
+      if (u == nullptr) {
+        if (leave_ == Leave::exit) break;
+        continue;
+      }
+      while (u != nullptr) u = u->fn(*this, u);
+      after_block();
+      if (leave_ == Leave::exit) break;
+    }
+  }
+  exited_ = true;
+  counters.instructions = instructions;
+  counters.overhead_bytes = blocks_.bytes() + Tlb::bytes() + jump_cache_.size() * sizeof(JumpEntry);
+  const std::lock_guard guard{mailbox_lock_};
+  published_ = counters;
+  passed_.store(~0ULL, std::memory_order_release);
+  return exit_;
+}
+
+/// Prepares the instruction that exited to run again. False: the exit is still open.
+bool Core::resume_from_exit() {
+  if (!std::exchange(exited_, false)) return true;
+  using engine::ExitKind;
+  switch (exit_.kind) {
+    case ExitKind::mmio_write:
+      if (mmio.count == MmioLog::kCapacity) {
+        exit_ = {.kind = ExitKind::internal_error, .reason = "too many MMIO accesses at once"};
+        leave_ = Leave::exit;
+        return false;
+      }
+      mmio.done[mmio.count++] = {exit_.pa, exit_.size, true, exit_.data};
+      replaying_ = true;
+      break;
+    case ExitKind::port_write:
+    case ExitKind::msr_write:
+      completion.ready = true;
+      replaying_ = true;
+      break;
+    case ExitKind::triple_fault:
+    case ExitKind::internal_error:
+      return false;
+    default:
+      break;
+  }
+  mmio.cursor = 0;
+  return true;
+}
+
+void Core::complete(std::uint64_t value) {
+  if (exit_.kind == engine::ExitKind::mmio_read) {
+    if (mmio.count < MmioLog::kCapacity) {
+      mmio.done[mmio.count++] = {exit_.pa, exit_.size, false, value};
+    } else {
+      exit_ = {.kind = engine::ExitKind::internal_error,
+               .reason = "too many MMIO accesses at once"};
+    }
+  } else {
+    completion = {.ready = true, .failed = false, .value = value};
+  }
+  replaying_ = true;
+}
+
+void Core::fail() {
+  completion = {.ready = true, .failed = true, .value = 0};
+  replaying_ = true;
+}
+
+engine::VcpuStats Core::stats() const noexcept {
+  // The mailbox lock is only ever held for moments.
+  auto& lock = const_cast<std::mutex&>(mailbox_lock_);
+  const std::lock_guard guard{lock};
+  return published_;
+}
+
+/// What happened between run loop and last null step, seen from outside the block.
+void Core::after_block() {
+  const bool retired = leave_ != Leave::retry && leave_ != Leave::exit &&
+                       !(leave_ == Leave::exception && !exception.software);
+  if (replaying_ && leave_ != Leave::exit && leave_ != Leave::retry) iteration_done();
+  if (trap_armed_ && retired && leave_ != Leave::exception) {
+    // Single step: a trap after the instruction (SDM 3B 18.3.1.4).
+    exception = {.valid = true, .vector = cpu::DB, .dr6 = 1ULL << 14};
+  }
+  trap_armed_ = false;
+}
+
+bool Core::handle_attention() {
+  const std::uint32_t why = attention_flags.exchange(0, std::memory_order_acq_rel);
+  if ((why & (attention::kInvalidate | attention::kCodeWritten)) != 0) process_invalidations();
+  if ((why & attention::kKick) != 0) {
+    exit_ = {.kind = engine::ExitKind::interrupted};
+    leave_ = Leave::exit;
+    return false;
+  }
+  return true;
+}
+
+/// Delivers what waits. False: an exit instead (leave_ set).
+bool Core::take_events() {
+  if (exception.valid) {
+    ++counters.exceptions;
+    arch.halted = false;
+    if (!deliver_exception()) {
+      exit_ = {.kind = engine::ExitKind::triple_fault};
+      leave_ = Leave::exit;
+      return false;
+    }
+    return true;
+  }
+  if (std::exchange(arch.interrupt_shadow, false)) return true;
+  if (!arch.nmi_blocked && env.interrupts->take_nmi()) {
+    arch.halted = false;
+    arch.nmi_blocked = true;
+    return deliver_interrupt(cpu::NMI) ? true : (exit_ = {.kind = engine::ExitKind::triple_fault},
+                                                 leave_ = Leave::exit, false);
+  }
+  if ((rflags_other & cpu::rflags::IF) != 0 && env.interrupts->pending()) {
+    if (const auto vector = env.interrupts->acknowledge()) {
+      arch.halted = false;
+      ++counters.interrupts;
+      if (!deliver_interrupt(*vector)) {
+        exit_ = {.kind = engine::ExitKind::triple_fault};
+        leave_ = Leave::exit;
+        return false;
+      }
+    }
+  }
+  if (arch.halted) {
+    exit_ = {.kind = engine::ExitKind::halt};
+    leave_ = Leave::exit;
+    return false;
+  }
+  return true;
+}
+
+/// The first step of the block at rip; null with leave_ saying why not.
+const Uop* Core::dispatch() {
+  recorded_ = Leave::look_up;
+  if (attention_flags.load(std::memory_order_acquire) != 0 && !handle_attention()) return nullptr;
+  if (!replaying_) {
+    if (!take_events()) return nullptr;
+    if (recorded_ == Leave::exit) return leave(Leave::exit);  // delivery met MMIO or a paused page
+    if (exception.valid) return leave(Leave::exception);      // and one more fault after it
+  }
+  mmio.cursor = 0;
+  Block* b = find_block(rip);
+  if (b == nullptr) return leave(recorded_);
+  trap_armed_ = (rflags_other & cpu::rflags::TF) != 0;
+  if (b->mode_key != 0 && (decode_mode.single || replaying_)) {
+    attention_flags.fetch_or(attention::kStep, std::memory_order_relaxed);
+  }
+  return enter(b, rip);
+}
+
+// ---- blocks -----------------------------------------------------------------------------------
+
+bool Core::fetch_page(std::uint64_t va, const std::byte*& host, PA& pa) {
+  const VA address{va};
+  const bool user = cpl == 3;
+  const FetchEntry& e = tlb_.fetch_slot(user, address);
+  if (e.tag == Tlb::tag(address, pcid)) {
+    host = reinterpret_cast<const std::byte*>(va + e.addend);
+    pa = PA{(e.pa_and_flags & ~kPageMask) | address.page_offset()};
+    return true;
+  }
+  if (!canonical(va)) return record_exception(cpu::GP, 0);
+  ++counters.tlb_misses;
+  const Access access{AccessKind::execute, user, false};
+  const auto t = env.mmu->translate(env.id, address, access);
+  if ((attention_flags.load(std::memory_order_acquire) & attention::kInvalidate) != 0) {
+    process_invalidations();
+  }
+  if (!t) return record_fault(t.error(), access);
+  host = env.window.host(t->page) + address.page_offset();
+  pa = t->pa + address.page_offset();
+  tlb_.fill_fetch(user, address, pcid, *t, env.window.host(t->page));
+  return true;
+}
+
+/// The bytes around a page end, as far as they can be an instruction at `va`.
+bool Core::crossing_bytes(std::uint64_t va, PA /*pa*/, std::array<std::byte, 32>& bytes,
+                          unsigned& count) {
+  const auto head = static_cast<unsigned>(kPageSize - (va & kPageMask));
+  const std::byte* host = nullptr;
+  PA second{};
+  PA first{};
+  const std::uint64_t next = wrap_va(va + head);
+  const std::uint64_t before = generation_;
+  if (!fetch_page(next, host, second)) return false;
+  std::memcpy(bytes.data() + head, host, 16);
+  count = head + 16;
+  if (!fetch_page(va, host, first)) return false;
+  std::memcpy(bytes.data(), host, head);
+  if (generation_ != before) return crossing_bytes(va, first, bytes, count);
+  return true;
+}
+
+Block* Core::find_block(std::uint64_t va) {
+  const std::byte* host = nullptr;
+  PA pa{};
+  if (!fetch_page(va, host, pa)) return nullptr;
+  DecodeMode mode = decode_mode;
+  mode.single = mode.single || replaying_;
+  Block* b = blocks_.find(pa, mode.key());
+  if (b == nullptr) return build_block(va, pa, host, mode);
+  if (!b->crosses) [[likely]] return b;
+  std::array<std::byte, 32> bytes{};
+  unsigned count = 0;
+  if (!crossing_bytes(va, pa, bytes, count)) return nullptr;
+  if (std::memcmp(bytes.data(), blocks_.crossing(b).data(), b->bytes) == 0) return b;
+  counters.blocks_invalidated += blocks_.drop(pa, 1);
+  return build_block(va, pa, host, mode);
+}
+
+Block* Core::build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeMode mode) {
+  std::vector<Uop> steps;
+  const auto in_page = static_cast<std::size_t>(kPageSize - (va & kPageMask));
+  DecodeResult d = decode_block(host, in_page, va, mode, *env.model, steps);
+  std::array<std::byte, 32> bytes{};
+  const bool crosses = d.needs_next_page;
+  if (crosses) {
+    unsigned count = 0;
+    if (!crossing_bytes(va, pa, bytes, count)) return nullptr;
+    steps.clear();
+    d = decode_block(bytes.data(), count, va, mode, *env.model, steps);
+  }
+  Block* b = blocks_.allocate(steps.size());
+  if (b == nullptr) {
+    blocks_.flush();
+    ++generation_;
+    b = blocks_.allocate(steps.size());
+  }
+  std::copy(steps.begin(), steps.end(), b->first());
+  b->pa = pa;
+  b->bytes = static_cast<std::uint16_t>(d.bytes);
+  b->instructions = static_cast<std::uint16_t>(d.instructions);
+  b->mode_key = static_cast<std::uint8_t>(mode.key());
+  b->crosses = crosses;
+  if (crosses) {
+    BlockCache::CrossingBytes copy{};
+    std::copy_n(bytes.begin(), copy.size(), copy.begin());
+    blocks_.remember_crossing(b, copy);
+  }
+  if (!blocks_.page_has_code(page_of(pa))) tlb_.revoke_writes(page_of(pa));
+  blocks_.insert(b);
+  ++counters.blocks_decoded;
+  return b;
+}
+
+const Uop* Core::jump(const Uop* /*u*/, std::uint64_t target) {
+  rip = target;
+  if (attention_flags.load(std::memory_order_relaxed) != 0) return leave(Leave::attention);
+  JumpEntry& e = jump_cache_[jump_slot(target)];
+  if (e.va == target && e.generation == generation_ && e.context == jump_context()) [[likely]] {
+    return enter(e.block, target);
+  }
+  recorded_ = Leave::look_up;
+  Block* b = find_block(target);
+  if (b == nullptr) return leave(recorded_);
+  if (!b->crosses) e = {target, generation_, jump_context(), b};
+  return enter(b, target);
+}
+
+const Uop* Core::link(const Uop* u, std::uint64_t target, const Uop* slot) {
+  Block* from = block;
+  const std::ptrdiff_t index = slot - from->first();
+  const std::uint64_t flushes = blocks_.flushes();
+  const Uop* first = jump(u, target);
+  if (first != nullptr && flushes == blocks_.flushes() && !block->crosses) {
+    from->first()[index].imm = reinterpret_cast<std::uint64_t>(block);
+  }
+  return first;
+}
+
+// ---- leaving a block --------------------------------------------------------------------------
+
+/// Takes back what enter() counted too many when the block is left at `u`.
+void Core::uncount_from(const Uop* u, bool retired) noexcept {
+  unsigned executed = retired ? 1 : 0;
+  std::uint32_t last = ~0U;
+  for (const Uop* s = block->first(); s != u; ++s) {
+    if (s->offset != last && s->offset != u->offset) ++executed;
+    last = s->offset;
+  }
+  if (executed < block->instructions) instructions -= block->instructions - executed;
+}
+
+const Uop* Core::abort(const Uop* u) noexcept {
+  uncount_from(u, false);
+  rip = pc_of(u);
+  return leave(recorded_);
+}
+
+const Uop* Core::fault(const Uop* u, std::uint8_t vector,
+                       std::optional<std::uint32_t> error) noexcept {
+  record_exception(vector, error);
+  return abort(u);
+}
+
+const Uop* Core::finish(const Uop* u) noexcept { return finish_at(u, next_pc(u)); }
+
+const Uop* Core::finish_at(const Uop* u, std::uint64_t new_rip) noexcept {
+  uncount_from(u, true);
+  rip = new_rip;
+  return leave(Leave::look_up);
+}
+
+const Uop* Core::leave_for(const Uop* u, const engine::Exit& exit) noexcept {
+  record_exit(exit);
+  return abort(u);
+}
+
+const Uop* Core::leave_after(const Uop* u, const engine::Exit& exit) noexcept {
+  exit_ = exit;
+  finish(u);
+  return leave(Leave::exit);
+}
+
+void Core::iteration_done() noexcept {
+  mmio.count = mmio.cursor = 0;
+  completion = {};
+  replaying_ = false;
+}
+
+const Uop* Core::pause(const Uop* u) noexcept {
+  recorded_ = Leave::attention;
+  return abort(u);
+}
+
+// ---- other threads ----------------------------------------------------------------------------
+
+void Core::invalidate(const Invalidation& what, Epoch epoch) noexcept {
+  {
+    const std::lock_guard guard{mailbox_lock_};
+    mailbox_.all = mailbox_.all || what.all;
+    mailbox_.ranges.insert(mailbox_.ranges.end(), what.ranges.begin(), what.ranges.end());
+    mailbox_epoch_ = epoch;
+  }
+  attend(attention::kInvalidate);
+}
+
+void Core::memory_written(PA pa, std::uint64_t length) noexcept {
+  {
+    const std::lock_guard guard{mailbox_lock_};
+    mailbox_written_.emplace_back(pa, length);
+  }
+  attend(attention::kCodeWritten);
+}
+
+void Core::process_invalidations() noexcept {
+  Invalidation what;
+  std::vector<std::pair<PA, std::uint64_t>> written;
+  {
+    const std::lock_guard guard{mailbox_lock_};
+    what = std::exchange(mailbox_, {});
+    written = std::exchange(mailbox_written_, {});
+    passed_.store(mailbox_epoch_, std::memory_order_release);
+  }
+  attention_flags.fetch_and(~(attention::kInvalidate | attention::kCodeWritten),
+                            std::memory_order_acq_rel);
+  for (const auto& [pa, length] : written) code_written(pa, length);
+  if (what.all) {
+    tlb_.flush_all();
+    ++generation_;
+  } else if (!what.ranges.empty()) {
+    tlb_.flush_physical(what.ranges);
+    ++generation_;
+  }
+}
+
+}  // namespace strata::interp
+
+namespace strata::engine {
+
+std::string_view name_of(ExitKind kind) noexcept {
+  constexpr std::array<std::string_view, kExitKinds> kNames{
+      "interrupted", "halt",   "port_read",    "port_write",    "mmio_read",
+      "mmio_write",  "msr_read", "msr_write",  "hypercall",     "paused",
+      "triple_fault", "out_of_memory", "internal_error"};
+  return kNames[static_cast<std::size_t>(kind)];
+}
+
+}  // namespace strata::engine

@@ -1,0 +1,276 @@
+// Slow paths of memory access: TLB misses, page-crossing, MMIO, traced tables, pages with code.
+#include <algorithm>
+
+#include "engines/interp/core.hpp"
+
+namespace strata::interp {
+
+/// One page's worth of an access, resolved.
+struct Core::Place {
+  std::byte* host = nullptr;  ///< null: MMIO, or a store to be dropped
+  PA pa{};
+  bool mmio = false;
+  bool traced = false;
+  bool code = false;
+};
+
+bool Core::record_exception(std::uint8_t vector, std::optional<std::uint32_t> error) noexcept {
+  exception = {};
+  exception.valid = true;
+  exception.vector = vector;
+  exception.has_error = error.has_value();
+  exception.error = error.value_or(0);
+  recorded_ = Leave::exception;
+  return false;
+}
+
+bool Core::record_exit(engine::Exit exit) noexcept {
+  exit_ = std::move(exit);
+  recorded_ = Leave::exit;
+  return false;
+}
+
+bool Core::record_fault(const Fault& f, Access access) {
+  switch (f.kind) {
+    case FaultKind::page_fault:
+      record_exception(cpu::PF, f.error_code);
+      exception.cr2 = f.va.value();
+      ++counters.page_faults;
+      return false;
+    case FaultKind::retry:
+      recorded_ = Leave::retry;
+      return false;
+    case FaultKind::paused:
+      return record_exit({.kind = engine::ExitKind::paused, .pa = f.pa});
+    case FaultKind::poisoned:
+      return record_exception(cpu::MC, std::nullopt);
+    case FaultKind::out_of_memory:
+      return record_exit({.kind = engine::ExitKind::out_of_memory, .pa = f.pa});
+    case FaultKind::mmio:
+    case FaultKind::rom_write:
+      break;  // locate() turns these into places
+  }
+  return record_exit({.kind = engine::ExitKind::internal_error,
+                      .pa = f.pa,
+                      .reason = access.kind == AccessKind::execute
+                                    ? "the guest executes from an address without memory"
+                                    : "unexpected fault of an access"});
+}
+
+bool Core::locate(std::uint64_t va, unsigned /*size*/, Access access, Place& place) {
+  const VA address{va};
+  const TlbMode mode = mode_of(access);
+  const bool write = access.kind == AccessKind::write;
+  const TlbEntry& e = tlb_.slot(mode, address);
+  const std::uint64_t tag = Tlb::tag(address, pcid);
+  if ((write ? e.write_tag : e.read_tag) == tag) {
+    place.host = reinterpret_cast<std::byte*>(va + e.addend);
+    place.pa = PA{(e.pa_and_flags & ~kPageMask) | address.page_offset()};
+    return true;
+  }
+  if (!canonical(va)) return record_exception(cpu::GP, 0);
+  ++counters.tlb_misses;
+  const auto t = env.mmu->translate(env.id, address, access);
+  // The call was a quiescent point, and may itself have moved the page (demand-zero, unshare).
+  if ((attention_flags.load(std::memory_order_acquire) & attention::kInvalidate) != 0) {
+    process_invalidations();
+  }
+  if (!t) {
+    const Fault& f = t.error();
+    place.pa = f.pa;
+    if (f.kind == FaultKind::rom_write) return true;
+    if (f.kind != FaultKind::mmio) return record_fault(f, access);
+    place.mmio = true;
+    return true;
+  }
+  const PPN ppn = page_of(t->pa);
+  place.pa = t->pa + address.page_offset();
+  place.host = env.window.host(t->page) + address.page_offset();
+  place.traced = t->traced;
+  place.code = write && blocks_.page_has_code(ppn);
+  tlb_.fill(mode, address, pcid, *t, env.window.host(t->page), !blocks_.page_has_code(ppn));
+  return true;
+}
+
+bool Core::mmio_load(PA pa, void* out, unsigned size) {
+  auto* to = static_cast<std::byte*>(out);
+  for (unsigned done = 0; done < size;) {
+    const unsigned piece = std::bit_floor(std::min(size - done, 8U));
+    const PA at = pa + done;
+    if (mmio.cursor == mmio.count) {
+      return record_exit({.kind = engine::ExitKind::mmio_read,
+                          .size = static_cast<std::uint8_t>(piece),
+                          .pa = at});
+    }
+    const MmioLog::Access& a = mmio.done[mmio.cursor++];
+    std::memcpy(to + done, &a.value, piece);
+    done += piece;
+  }
+  return true;
+}
+
+bool Core::mmio_store(PA pa, const void* data, unsigned size) {
+  const auto* from = static_cast<const std::byte*>(data);
+  for (unsigned done = 0; done < size;) {
+    const unsigned piece = std::bit_floor(std::min(size - done, 8U));
+    if (mmio.cursor == mmio.count) {
+      engine::Exit exit{.kind = engine::ExitKind::mmio_write,
+                        .size = static_cast<std::uint8_t>(piece),
+                        .pa = pa + done};
+      std::memcpy(&exit.data, from + done, piece);
+      return record_exit(std::move(exit));
+    }
+    ++mmio.cursor;
+    done += piece;
+  }
+  return true;
+}
+
+namespace {
+
+/// Copies with one access where the size is a natural one, as the processor would.
+void copy_natural(void* to, const void* from, unsigned size) {
+  switch (size) {
+    case 1: std::memcpy(to, from, 1); break;
+    case 2: std::memcpy(to, from, 2); break;
+    case 4: std::memcpy(to, from, 4); break;
+    case 8: std::memcpy(to, from, 8); break;
+    default: std::memcpy(to, from, size);
+  }
+}
+
+}  // namespace
+
+bool Core::place_load(const Place& p, void* out, unsigned size) {
+  if (p.mmio) return mmio_load(p.pa, out, size);
+  copy_natural(out, p.host, size);
+  return true;
+}
+
+bool Core::place_store(const Place& p, const void* data, unsigned size) {
+  if (p.mmio) return mmio_store(p.pa, data, size);
+  if (p.host == nullptr) return true;  // ROM: the store is dropped
+  copy_natural(p.host, data, size);
+  if (p.traced) env.mmu->guest_wrote(p.pa, size);
+  if (p.code) code_written(p.pa, size);
+  return true;
+}
+
+bool Core::load_slow(std::uint64_t va, void* out, unsigned size, Access access) {
+  const auto head =
+      static_cast<unsigned>(std::min<std::uint64_t>(size, kPageSize - (va & kPageMask)));
+  for (;;) {
+    const std::uint64_t before = generation_;
+    Place first;
+    if (!locate(va, head, access, first)) return false;
+    if (head == size) return place_load(first, out, size);
+    Place second;
+    if (!locate(wrap_va(va + head), size - head, access, second)) return false;
+    if (generation_ != before) continue;  // the first may have moved
+    return place_load(first, out, head) &&
+           place_load(second, static_cast<std::byte*>(out) + head, size - head);
+  }
+}
+
+bool Core::store_slow(std::uint64_t va, const void* data, unsigned size, Access access) {
+  const auto head =
+      static_cast<unsigned>(std::min<std::uint64_t>(size, kPageSize - (va & kPageMask)));
+  for (;;) {
+    const std::uint64_t before = generation_;
+    Place first;
+    if (!locate(va, head, access, first)) return false;
+    if (head == size) return place_store(first, data, size);
+    Place second;
+    if (!locate(wrap_va(va + head), size - head, access, second)) return false;
+    if (generation_ != before) continue;
+    return place_store(first, data, head) &&
+           place_store(second, static_cast<const std::byte*>(data) + head, size - head);
+  }
+}
+
+bool Core::load_bytes(std::uint64_t va, void* out, unsigned size) {
+  const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  if (e.read_tag == (((va + size - 1) & ~kPageMask) | pcid)) [[likely]] {
+    std::memcpy(out, reinterpret_cast<const void*>(va + e.addend), size);
+    return true;
+  }
+  return load_slow(va, out, size, {AccessKind::read, cpl == 3, ac()});
+}
+
+bool Core::store_bytes(std::uint64_t va, const void* data, unsigned size) {
+  const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  if (e.write_tag == (((va + size - 1) & ~kPageMask) | pcid)) [[likely]] {
+    std::memcpy(reinterpret_cast<void*>(va + e.addend), data, size);
+    return true;
+  }
+  return store_slow(va, data, size, {AccessKind::write, cpl == 3, ac()});
+}
+
+bool Core::check_store(std::uint64_t va, unsigned size) {
+  const auto head =
+      static_cast<unsigned>(std::min<std::uint64_t>(size, kPageSize - (va & kPageMask)));
+  const Access access{AccessKind::write, cpl == 3, ac()};
+  Place place;
+  if (!locate(va, head, access, place)) return false;
+  return head == size || locate(wrap_va(va + head), size - head, access, place);
+}
+
+const std::byte* Core::read_span(std::uint64_t va, std::uint64_t& available) {
+  Place place;
+  if (!locate(va, 1, {AccessKind::read, cpl == 3, ac()}, place)) {
+    exception.valid = false;  // the element-wise path will meet it again
+    return nullptr;
+  }
+  available = kPageSize - (va & kPageMask);
+  return place.mmio ? nullptr : place.host;
+}
+
+std::byte* Core::write_span(std::uint64_t va, std::uint64_t& available) {
+  Place place;
+  if (!locate(va, 1, {AccessKind::write, cpl == 3, ac()}, place)) {
+    exception.valid = false;
+    return nullptr;
+  }
+  available = kPageSize - (va & kPageMask);
+  return place.mmio || place.traced || place.code ? nullptr : place.host;
+}
+
+bool Core::rmw_begin_slow(std::uint64_t va, unsigned size, Rmw& m) {
+  const Access access{AccessKind::write, cpl == 3, ac()};
+  m.va = va;
+  if ((va & kPageMask) + size <= kPageSize) {
+    Place place;
+    if (!locate(va, size, access, place)) return false;
+    if (place.host != nullptr) {
+      m.host = place.host;
+      m.pa = place.pa;
+      m.traced = place.traced;
+      m.code = place.code;
+      m.size = place.traced || place.code ? size : 0;
+      return true;
+    }
+  } else if (!check_store(va, size)) {
+    return false;
+  }
+  // MMIO, ROM or page-crossing: work on a copy. Write access has been checked, so the load can
+  // only fail for reasons of its own.
+  m.bounced = true;
+  m.size = size;
+  m.host = m.bounce.data();
+  return load_slow(va, m.bounce.data(), size, {AccessKind::read, cpl == 3, ac()});
+}
+
+bool Core::rmw_end_slow(Rmw& m) {
+  if (m.bounced) {
+    return store_slow(m.va, m.bounce.data(), m.size, {AccessKind::write, cpl == 3, ac()});
+  }
+  if (m.traced) env.mmu->guest_wrote(m.pa, m.size);
+  if (m.code) code_written(m.pa, m.size);
+  return true;
+}
+
+void Core::code_written(PA pa, std::uint64_t length) {
+  counters.blocks_invalidated += blocks_.drop(pa, length);
+}
+
+}  // namespace strata::interp

@@ -1,0 +1,96 @@
+#include "engines/interp/tlb.hpp"
+
+namespace strata::interp {
+
+namespace {
+
+constexpr std::uint64_t kGlobalBit = 1;
+
+std::uint64_t pa_of(std::uint64_t pa_and_flags) { return pa_and_flags & ~kPageMask; }
+unsigned shift_of(std::uint64_t pa_and_flags) {
+  return static_cast<unsigned>(pa_and_flags >> 1 & 0x3F);
+}
+
+/// A valid tag of the entry, or kNoTag.
+std::uint64_t any_tag(const TlbEntry& e) {
+  return e.read_tag != kNoTag ? e.read_tag : e.write_tag;
+}
+std::uint64_t any_tag(const FetchEntry& e) { return e.tag; }
+
+}  // namespace
+
+Tlb::Tlb() : data_(kTlbModes), fetch_(2) {}
+
+void Tlb::fill(TlbMode mode, VA va, std::uint16_t pcid, const Translation& t, std::byte* page,
+               bool cache_write) noexcept {
+  TlbEntry& e = slot(mode, va);
+  const std::uint64_t wanted = tag(va, pcid);
+  e.read_tag = t.readable ? wanted : kNoTag;
+  e.write_tag = t.writable && cache_write ? wanted : kNoTag;
+  e.addend = reinterpret_cast<std::uint64_t>(page) - va.page_base().value();
+  e.pa_and_flags = pack(t);
+}
+
+void Tlb::fill_fetch(bool user, VA va, std::uint16_t pcid, const Translation& t,
+                     std::byte* page) noexcept {
+  FetchEntry& e = fetch_slot(user, va);
+  e.tag = tag(va, pcid);
+  e.addend = reinterpret_cast<std::uint64_t>(page) - va.page_base().value();
+  e.pa_and_flags = pack(t);
+}
+
+template <class Predicate>
+void Tlb::drop_if(Predicate&& predicate) noexcept {
+  for (auto& mode : data_) {
+    for (TlbEntry& e : mode) {
+      const std::uint64_t t = any_tag(e);
+      if (t != kNoTag && predicate(t, e.pa_and_flags)) e.read_tag = e.write_tag = kNoTag;
+    }
+  }
+  for (auto& mode : fetch_) {
+    for (FetchEntry& e : mode) {
+      const std::uint64_t t = any_tag(e);
+      if (t != kNoTag && predicate(t, e.pa_and_flags)) e.tag = kNoTag;
+    }
+  }
+}
+
+void Tlb::flush_all() noexcept {
+  drop_if([](std::uint64_t, std::uint64_t) { return true; });
+}
+
+void Tlb::flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noexcept {
+  drop_if([=](std::uint64_t t, std::uint64_t pa) {
+    if (keep_global && (pa & kGlobalBit) != 0) return false;
+    return every_pcid || (t & kPageMask) == pcid;
+  });
+}
+
+void Tlb::flush_page(VA va, std::uint16_t pcid) noexcept {
+  // A large page enters as 4 KiB fragments that remember its size, so one INVLPG inside it finds
+  // them all (SDM 3A 4.10.4.1).
+  drop_if([=](std::uint64_t t, std::uint64_t pa) {
+    if ((t & kPageMask) != pcid && (pa & kGlobalBit) == 0) return false;
+    return ((t ^ va.value()) & ~kPageMask) >> shift_of(pa) == 0;
+  });
+}
+
+void Tlb::flush_physical(const std::vector<PpnRange>& ranges) noexcept {
+  drop_if([&](std::uint64_t, std::uint64_t pa) {
+    const PPN ppn{pa_of(pa) >> kPageShift};
+    for (const PpnRange& range : ranges) {
+      if (range.contains(ppn)) return true;
+    }
+    return false;
+  });
+}
+
+void Tlb::revoke_writes(PPN ppn) noexcept {
+  for (auto& mode : data_) {
+    for (TlbEntry& e : mode) {
+      if (pa_of(e.pa_and_flags) >> kPageShift == ppn.value()) e.write_tag = kNoTag;
+    }
+  }
+}
+
+}  // namespace strata::interp
