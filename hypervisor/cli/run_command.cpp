@@ -1,0 +1,134 @@
+// strata run: one VM in this process.
+#include <fmt/format.h>
+
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <sstream>
+
+#include "cli/commands.hpp"
+#include "vmm/console.hpp"
+#include "vmm/vm.hpp"
+
+namespace strata::cli {
+
+namespace {
+
+/// Options as given; empty where the user said nothing, so that a config file keeps its value.
+struct RunOptions {
+  std::string config;
+  std::optional<std::string> kernel, initrd, append, memory, engine, mmu, cpu_model, serial, stats;
+  std::optional<unsigned> cpus;
+  std::optional<double> timeout;
+  std::optional<std::uint16_t> debug_exit_port;
+};
+
+Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
+  vmm::VmConfig config;
+  if (!o.config.empty()) {
+    const auto text = boot::read_file(o.config, 1U << 20);
+    if (!text) return Unexpected{vmm::ConfigError{"--config: " + text.error().message}};
+    const std::string_view view{reinterpret_cast<const char*>(text->data()), text->size()};
+    if (const auto done = vmm::apply_json(view, o.config, config); !done) {
+      return Unexpected{done.error()};
+    }
+  }
+  if (o.kernel) config.kernel = *o.kernel;
+  if (o.initrd) config.initrd = *o.initrd;
+  if (o.append) config.append = *o.append;
+  if (o.engine) config.engine = *o.engine;
+  if (o.mmu) config.mmu = *o.mmu;
+  if (o.cpu_model) config.cpu_model = *o.cpu_model;
+  if (o.serial) config.serial = *o.serial;
+  if (o.stats) config.stats = *o.stats;
+  if (o.cpus) config.cpus = *o.cpus;
+  if (o.timeout) config.timeout_seconds = *o.timeout;
+  if (o.debug_exit_port) config.debug_exit_port = *o.debug_exit_port;
+  if (o.memory) {
+    const auto bytes = vmm::parse_memory(*o.memory);
+    if (!bytes) return Unexpected{bytes.error()};
+    config.memory_bytes = *bytes;
+  }
+  return config;
+}
+
+int usage_error(const std::string& message) {
+  std::cerr << "strata run: " << message << '\n';
+  return kUsageError;
+}
+
+bool write_stats(const vmm::Vm& vm, const std::string& path) {
+  std::ofstream file{path};
+  file << vm.stats().dump(2) << '\n';
+  file.close();
+  if (file) return true;
+  std::cerr << "strata run: --stats: cannot write " << path << '\n';
+  return false;
+}
+
+int run(const RunOptions& options) {
+  const auto config = merge(options);
+  if (!config) return usage_error(config.error().message);
+  auto console = vmm::Console::open(config->serial);
+  if (!console) return usage_error(console.error().message);
+  if (!config->stats.empty()) {
+    // Find out now, not after an hour's run.
+    if (!std::ofstream{config->stats, std::ios::app}) {
+      return usage_error("--stats: cannot write " + config->stats);
+    }
+  }
+  auto vm = vmm::Vm::create(*config, **console);
+  if (!vm) return usage_error(vm.error().message);
+  (*console)->start_input((*vm)->serial(), [&] { (*vm)->stop(vmm::Ending::quit); });
+  const vmm::Outcome outcome = (*vm)->run();
+  (*console)->stop_input();
+  if (outcome.ending != vmm::Ending::power_off) {
+    std::cerr << fmt::format("strata run: the VM ended by {}{}{}\n", name_of(outcome.ending),
+                             outcome.detail.empty() ? "" : ": ", outcome.detail);
+  }
+  const bool written = config->stats.empty() || write_stats(**vm, config->stats);
+  return written ? vmm::exit_code(outcome) : 1;
+}
+
+constexpr std::string_view kFooter = R"(
+Examples:
+  strata run --kernel vmlinuz --initrd initramfs.gz --append "console=ttyS0"
+  strata run --config vm.json --mmu shadow --stats run.json
+  A config file holds the same keys: {"kernel": "vmlinuz", "memory": "256M", "mmu": "ept"}
+
+In the console, Ctrl-A x quits and Ctrl-A h lists the other escapes.
+
+Exit codes:
+  0 guest powered off     4 triple fault        7 host out of memory
+  1 error inside strata   5 --timeout reached   64-127 debug-exit port: 64 + (value & 63)
+  2 wrong option or file  6 quit from console
+  3 guest reset)";
+
+}  // namespace
+
+void add_run_command(CLI::App& app, int& exit_code) {
+  auto* command = app.add_subcommand("run", "Run one VM in this process");
+  auto options = std::make_shared<RunOptions>();
+  command->add_option("--config", options->config, "JSON file with these options as keys");
+  command->add_option("--kernel", options->kernel,
+                      "Kernel: bzImage (vmlinuz), or an ELF vmlinux with a PVH entry");
+  command->add_option("--initrd", options->initrd, "Initial RAM disk");
+  command->add_option("--append", options->append, "Kernel command line");
+  command->add_option("--memory", options->memory, "Guest memory, e.g. 512M or 2G [512M]");
+  command->add_option("--cpus", options->cpus, "Number of vCPUs [1]");
+  command->add_option("--engine", options->engine, "Engine: interp [interp]");
+  command->add_option("--mmu", options->mmu, "Memory backend: shadow, ept, npt or auto [auto]");
+  command->add_option("--cpu-model", options->cpu_model,
+                      "CPU model: default or mitigation-free [default]");
+  command->add_option("--serial", options->serial,
+                      "First serial port: stdio, null, or a file for its output [stdio]");
+  command->add_option("--stats", options->stats, "Write counters and overhead to this JSON file");
+  command->add_option("--timeout", options->timeout, "Stop after this many seconds [none]");
+  command->add_option("--debug-exit-port", options->debug_exit_port,
+                      "A write to this port ends the VM (0xf4 for test kernels) [none]");
+  command->footer(std::string{kFooter});
+  command->callback([options, &exit_code] { exit_code = run(*options); });
+}
+
+}  // namespace strata::cli

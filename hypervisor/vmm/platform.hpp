@@ -1,0 +1,81 @@
+// The machine around the vCPU: every device, wired. Port and MMIO addresses are machine_layout.hpp's.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "cpu/cpu_model.hpp"
+#include "devices/acpi_pm.hpp"
+#include "devices/apic_bus.hpp"
+#include "devices/bus.hpp"
+#include "devices/clock.hpp"
+#include "devices/ioapic.hpp"
+#include "devices/kvmclock.hpp"
+#include "devices/local_apic.hpp"
+#include "devices/machine_control.hpp"
+#include "devices/pci_host.hpp"
+#include "devices/pic8259.hpp"
+#include "devices/pit8254.hpp"
+#include "devices/rtc_cmos.hpp"
+#include "devices/serial8250.hpp"
+#include "devices/system_ports.hpp"
+#include "engines/engine.hpp"
+
+namespace strata::vmm {
+
+/// Owns the devices of one VM. Construction order is destruction order reversed: timers outlive
+/// the devices that use them, the APIC bus outlives the APICs.
+class Platform {
+ public:
+  struct Config {
+    unsigned vcpus = 1;
+    std::optional<std::uint16_t> debug_exit_port;
+  };
+  /// `sink` gets the serial port's output; `control` hears power-off and reset; `memory` is where
+  /// kvmclock writes. All must outlive the platform.
+  Platform(const Config& config, devices::GuestClock& clock, const cpu::CpuModel& model,
+           devices::CharSink& sink, devices::MachineControl& control,
+           devices::MemoryWriter& memory);
+
+  [[nodiscard]] devices::Timers& timers() noexcept { return timers_; }
+  [[nodiscard]] devices::Serial8250& serial() noexcept { return serial_; }
+  [[nodiscard]] devices::LocalApic& apic() noexcept { return apic_; }
+  [[nodiscard]] devices::AcpiPm& acpi() noexcept { return acpi_; }
+  [[nodiscard]] const devices::Bus& ports() const noexcept { return ports_; }
+  [[nodiscard]] const devices::Bus& mmio() const noexcept { return mmio_; }
+
+  // What a vCPU's exits need. vCPU thread.
+  [[nodiscard]] std::uint64_t port_read(std::uint16_t port, unsigned size) {
+    return ports_.read(port, size);
+  }
+  void port_write(std::uint16_t port, unsigned size, std::uint64_t value) {
+    ports_.write(port, size, value);
+  }
+  [[nodiscard]] std::uint64_t mmio_read(PA pa, unsigned size);
+  void mmio_write(PA pa, unsigned size, std::uint64_t value);
+  /// Nothing (false): #GP(0).
+  [[nodiscard]] std::optional<std::uint64_t> msr_read(std::uint32_t msr);
+  [[nodiscard]] bool msr_write(std::uint32_t msr, std::uint64_t value);
+
+ private:
+  void attach_all();
+
+  devices::TimerService timers_;
+  devices::Bus ports_{16};
+  devices::Bus mmio_{64};
+  devices::ApicBus apic_bus_;
+  devices::LocalApic apic_;
+  devices::Pic8259 pic_;
+  devices::IoApic ioapic_;
+  devices::IrqRouter irqs_;
+  devices::Pit8254 pit_;
+  devices::RtcCmos rtc_;
+  devices::AcpiPm acpi_;
+  devices::Serial8250 serial_;
+  devices::PciHost pci_;
+  devices::PciHostBridge host_bridge_;
+  devices::SystemPorts system_ports_;
+  devices::KvmClock kvmclock_;
+};
+
+}  // namespace strata::vmm

@@ -1,0 +1,150 @@
+// What a run cost, as JSON: the program's own counters and what the host kernel says.
+#include <fmt/format.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "vmm/vm.hpp"
+
+namespace strata::vmm {
+
+namespace {
+
+using nlohmann::json;
+
+/// Sums of /proc/self/smaps by kind of mapping, in bytes.
+struct Mappings {
+  std::uint64_t resident = 0;
+  std::uint64_t guest = 0;
+  std::uint64_t binary = 0;
+};
+
+Mappings read_mappings(const std::string& guest_name) {
+  Mappings sums;
+  std::ifstream smaps{"/proc/self/smaps"};
+  std::string line;
+  bool guest = false;
+  bool binary = false;
+  while (std::getline(smaps, line)) {
+    // A mapping starts with "start-end perms offset dev inode [path]"; its fields have a colon.
+    const auto first_space = line.find(' ');
+    if (first_space != std::string::npos && line.find('-') < first_space &&
+        line[first_space - 1] != ':') {
+      guest = line.find(guest_name) != std::string::npos;
+      binary = !guest && line.find(" /") != std::string::npos &&
+               line.find("memfd:") == std::string::npos;
+      continue;
+    }
+    if (line.rfind("Rss:", 0) != 0) continue;
+    const std::uint64_t bytes = std::stoull(line.substr(4)) * 1024;
+    sums.resident += bytes;
+    if (guest) sums.guest += bytes;
+    if (binary) sums.binary += bytes;
+  }
+  return sums;
+}
+
+std::uint64_t status_kib(std::string_view key) {
+  std::ifstream status{"/proc/self/status"};
+  std::string line;
+  while (std::getline(status, line)) {
+    if (line.rfind(key, 0) == 0) return std::stoull(line.substr(key.size() + 1));
+  }
+  return 0;
+}
+
+json exits_json(const std::array<std::uint64_t, engine::kExitKinds>& exits) {
+  json out = json::object();
+  for (std::size_t i = 0; i < exits.size(); ++i) {
+    if (exits[i] != 0) out[std::string{engine::name_of(static_cast<engine::ExitKind>(i))}] = exits[i];
+  }
+  return out;
+}
+
+json mmu_json(const MmuStats& s) {
+  const auto per_walk = [&](std::uint64_t n) {
+    return s.walks == 0 ? 0.0 : static_cast<double>(n) / static_cast<double>(s.walks);
+  };
+  return {{"translations", s.translations},
+          {"walks", s.walks},
+          {"guest_references", s.guest_references},
+          {"table_references", s.table_references},
+          {"references_per_walk", per_walk(s.guest_references + s.table_references)},
+          {"ad_writes", s.ad_writes},
+          {"misses", s.backend_misses},
+          {"guest_faults", s.guest_faults},
+          {"traced_writes", s.traced_writes},
+          {"invalidations", s.invalidations},
+          {"cache_hits", s.cache_hits},
+          {"table_bytes", s.table_bytes}};
+}
+
+json vcpu_json(const engine::VcpuStats& s) {
+  return {{"instructions", s.instructions},
+          {"blocks_decoded", s.blocks_decoded},
+          {"blocks_invalidated", s.blocks_invalidated},
+          {"tlb_misses", s.tlb_misses},
+          {"tlb_flushes", s.tlb_flushes},
+          {"exceptions", s.exceptions},
+          {"page_faults", s.page_faults},
+          {"interrupts", s.interrupts},
+          {"overhead_bytes", s.overhead_bytes}};
+}
+
+json devices_json(const Platform& platform) {
+  json out = json::object();
+  for (const devices::Bus* bus : {&platform.ports(), &platform.mmio()}) {
+    for (const devices::DeviceCounts& c : bus->counts()) {
+      out[c.name] = {{"reads", c.reads}, {"writes", c.writes}};
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+Overhead Vm::overhead() const {
+  const Mappings m = read_mappings("memfd:strata-vm");
+  return {.resident = m.resident,
+          .guest_mapped = m.guest,
+          .guest_pages = segment_->resident_bytes(),
+          .page_tables = status_kib("VmPTE:") * 1024,
+          .binary = m.binary};
+}
+
+json Vm::stats() const {
+  const Overhead o = overhead();
+  const auto frames = frames_->in_use();
+  const auto frame_bytes = [&](FrameKind kind) {
+    return frames[static_cast<std::size_t>(kind)] * kPageSize;
+  };
+  json out;
+  out["kernel"] = kernel_description_;
+  out["engine"] = config_.engine;
+  out["mmu"] = mmu_name_;
+  out["cpu_model"] = model_.name();
+  out["memory_bytes"] = config_.memory_bytes;
+  out["outcome"] = outcome_ ? name_of(outcome_->ending) : "running";
+  out["seconds"] = {{"total", static_cast<double>(ran_ns_) / 1e9},
+                    {"halted", static_cast<double>(slept_ns_) / 1e9}};
+  out["exits"] = exits_json(exits_);
+  out["vcpu"] = vcpu_json(vcpu_->stats());
+  out["translation"] = mmu_json(mmu_.mmu->stats());
+  out["backend"] = mmu_.details();
+  out["devices"] = devices_json(*platform_);
+  out["p2m"] = {{"private_pages", p2m_->private_pages()},
+                {"node_bytes", p2m_->table_bytes().nodes},
+                {"leaf_bytes", p2m_->table_bytes().leaves}};
+  out["tables"] = {{"shadow_bytes", frame_bytes(FrameKind::shadow_table)},
+                   {"nested_bytes", frame_bytes(FrameKind::nested_table)},
+                   {"p2m_bytes", frame_bytes(FrameKind::p2m_node) + frame_bytes(FrameKind::p2m_leaf)}};
+  out["overhead"] = {{"resident_bytes", o.resident},
+                     {"guest_mapped_bytes", o.guest_mapped},
+                     {"guest_bytes", o.guest_pages},
+                     {"vmm_resident_bytes", o.vmm_resident()},
+                     {"host_page_table_bytes", o.page_tables},
+                     {"binary_bytes", o.binary}};
+  return out;
+}
+
+}  // namespace strata::vmm

@@ -1,0 +1,242 @@
+#include "vmm/vm.hpp"
+
+#include <fmt/format.h>
+
+#include "boot/loader.hpp"
+#include "engines/interp/core.hpp"
+
+namespace strata::vmm {
+
+namespace {
+
+Unexpected<ConfigError> bad(std::string message) { return {ConfigError{std::move(message)}}; }
+
+Expected<cpu::CpuModel, ConfigError> load_model(const VmConfig& config,
+                                                const devices::GuestClock& clock) {
+  cpu::ModelOptions options;
+  options.tsc_khz = static_cast<std::uint32_t>(clock.tsc_khz());
+  auto model = cpu::CpuModel::by_name(config.cpu_model, options);
+  if (!model) return bad(fmt::format("--cpu-model: {}", model.error().message));
+  return std::move(*model);
+}
+
+}  // namespace
+
+/// The loader's way into guest memory.
+class Vm::Sink final : public boot::MemorySink {
+ public:
+  explicit Sink(machine::GuestMemory& memory) : memory_{memory} {}
+  boot::Result<void> write(PA pa, std::span<const std::byte> bytes) override {
+    return check(memory_.write(machine::kIdentitySpace, pa, bytes));
+  }
+  boot::Result<void> zero(PA pa, std::uint64_t length) override {
+    return check(memory_.fill(machine::kIdentitySpace, pa, length, std::byte{0}));
+  }
+
+ private:
+  static boot::Result<void> check(const Expected<void, Fault>& done) {
+    if (done) return {};
+    const Fault& f = done.error();
+    if (f.kind == FaultKind::out_of_memory) {
+      return boot::fail(fmt::format("the host has no memory for guest address {:#x}", f.pa.value()));
+    }
+    return boot::fail(fmt::format("guest address {:#x} is not memory", f.pa.value()));
+  }
+  machine::GuestMemory& memory_;
+};
+
+/// Devices' and the loader's stores, passed on to whoever keeps derived copies.
+class Vm::Listener final : public machine::WriteListener {
+ public:
+  Listener(Mmu& mmu, engine::Vcpu& vcpu) : mmu_{mmu}, vcpu_{vcpu} {}
+  void memory_written(PA pa, std::uint64_t length) override {
+    mmu_.guest_wrote(pa, length);
+    vcpu_.memory_written(pa, length);
+  }
+
+ private:
+  Mmu& mmu_;
+  engine::Vcpu& vcpu_;
+};
+
+Vm::Vm(const VmConfig& config, cpu::CpuModel model)
+    : config_{config},
+      mmu_name_{resolve_mmu(config.engine, config.mmu)},
+      model_{std::move(model)} {}
+
+Vm::~Vm() {
+  if (guest_memory_ && listener_) guest_memory_->remove_listener(*listener_);
+}
+
+Expected<std::unique_ptr<Vm>, ConfigError> Vm::create(const VmConfig& config,
+                                                      devices::CharSink& sink) {
+  if (const auto valid = validate(config); !valid) return Unexpected{valid.error()};
+  auto model = load_model(config, devices::GuestClock{});
+  if (!model) return Unexpected{model.error()};
+  std::unique_ptr<Vm> vm{new Vm{config, std::move(*model)}};
+  if (const auto done = vm->build_memory(); !done) return Unexpected{done.error()};
+  if (const auto done = vm->build_engine(sink); !done) return Unexpected{done.error()};
+  if (const auto done = vm->load_guest(); !done) return Unexpected{done.error()};
+  return vm;
+}
+
+Expected<void, ConfigError> Vm::build_memory() {
+  const auto map = boot::MemoryMap::make(config_.memory_bytes);
+  if (!map) return bad(fmt::format("--memory: {}", map.error().message));
+  auto memory = machine::MachineMemory::create();
+  if (!memory) return bad("the host refuses to reserve address space for machine memory");
+  memory_ = std::move(*memory);
+  auto segment = memory_->create_segment(map->end().value(), "strata-vm");
+  if (!segment) {
+    return bad(fmt::format("--memory: the host refuses a segment of {} MiB",
+                           map->end().value() >> 20));
+  }
+  segment_ = std::move(*segment);
+  frames_ = std::make_unique<machine::FrameAllocator>(*memory_);
+  auto p2m = machine::P2mTable::create(*frames_, segment_, domain_);
+  if (!p2m) return bad("the host has no memory for the P2M");
+  p2m_ = std::move(*p2m);
+  for (const boot::Region& region : map->backed()) {
+    const PpnRange range{page_of(region.start), region.bytes >> kPageShift};
+    if (!p2m_->add_ram(range)) return bad("the host has no memory for the P2M");
+  }
+  guest_memory_ = std::make_unique<machine::GuestMemory>(*p2m_, memory_->window());
+  return {};
+}
+
+Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
+  mmu_ = make_mmu(mmu_name_, *p2m_, *frames_, domain_, config_.cpus);
+  if (!mmu_.mmu) return bad("the host has no memory for the backend's root table");
+  platform_ = std::make_unique<Platform>(
+      Platform::Config{config_.cpus, config_.debug_exit_port}, clock_, model_, sink,
+      static_cast<devices::MachineControl&>(*this), static_cast<devices::MemoryWriter&>(*this));
+  interp::CoreEnvironment environment;
+  environment.mmu = mmu_.mmu.get();
+  environment.window = memory_->window();
+  environment.flush_domain = &domain_;
+  environment.interrupts = &platform_->apic();
+  environment.tsc = &clock_;
+  environment.model = &model_;
+  environment.vcpus = config_.cpus;
+  vcpu_ = std::make_unique<interp::Core>(environment);
+  platform_->apic().set_callbacks({.wake = [this] { wake(); }, .init = [] {}, .startup = {}});
+  listener_ = std::make_unique<Listener>(*mmu_.mmu, *vcpu_);
+  guest_memory_->add_listener(*listener_);
+  return {};
+}
+
+Expected<void, ConfigError> Vm::load_guest() {
+  const auto kernel = boot::KernelImage::read(config_.kernel);
+  if (!kernel) return bad(fmt::format("--kernel: {}", kernel.error().message));
+  std::vector<std::byte> initrd;
+  if (!config_.initrd.empty()) {
+    auto file = boot::read_file(config_.initrd, config_.memory_bytes);
+    if (!file) return bad(fmt::format("--initrd: {}", file.error().message));
+    initrd = std::move(*file);
+    if (initrd.empty()) return bad(fmt::format("--initrd: {} is empty", config_.initrd));
+  }
+  kernel_description_ = kernel->description();
+  const auto map = boot::MemoryMap::make(config_.memory_bytes);
+  if (!map) return bad(map.error().message);
+  Sink sink{*guest_memory_};
+  const boot::LoadRequest request{.kernel = *kernel,
+                                  .memory = *map,
+                                  .initrd = initrd,
+                                  .cmdline = config_.append,
+                                  .cpus = config_.cpus};
+  const auto state = boot::load(request, sink);
+  if (!state) return bad(state.error().message);
+  vcpu_->set_state(*state);
+  return {};
+}
+
+bool Vm::write(PA pa, std::span<const std::byte> bytes) {
+  return guest_memory_->write(machine::kIdentitySpace, pa, bytes).has_value();
+}
+
+// ---- running ----------------------------------------------------------------------------------
+
+Outcome Vm::run() {
+  const devices::Nanoseconds start = clock_.now();
+  devices::Timer deadline{platform_->timers(), [this] { stop(Ending::timeout); }};
+  if (config_.timeout_seconds > 0) {
+    deadline.arm(start + static_cast<devices::Nanoseconds>(config_.timeout_seconds * 1e9));
+  }
+  for (;;) {
+    {
+      const std::lock_guard guard{lock_};
+      if (outcome_) break;
+    }
+    const engine::Exit exit = vcpu_->run();
+    ++exits_[static_cast<std::size_t>(exit.kind)];
+    answer(exit);
+  }
+  ran_ns_ = clock_.now() - start;
+  const std::lock_guard guard{lock_};
+  return *outcome_;
+}
+
+void Vm::answer(const engine::Exit& exit) {
+  using engine::ExitKind;
+  switch (exit.kind) {
+    case ExitKind::interrupted: break;
+    case ExitKind::halt: sleep_until_interrupt(); break;
+    case ExitKind::port_read: vcpu_->complete(platform_->port_read(exit.port, exit.size)); break;
+    case ExitKind::port_write: platform_->port_write(exit.port, exit.size, exit.data); break;
+    case ExitKind::mmio_read: vcpu_->complete(platform_->mmio_read(exit.pa, exit.size)); break;
+    case ExitKind::mmio_write: platform_->mmio_write(exit.pa, exit.size, exit.data); break;
+    case ExitKind::msr_read:
+      if (const auto value = platform_->msr_read(exit.msr)) {
+        vcpu_->complete(*value);
+      } else {
+        vcpu_->fail();
+      }
+      break;
+    case ExitKind::msr_write:
+      if (!platform_->msr_write(exit.msr, exit.data)) vcpu_->fail();
+      break;
+    case ExitKind::hypercall:
+      // No KVM hypercall is offered: -ENOSYS (Linux, Documentation/virt/kvm/x86/hypercalls.rst).
+      vcpu_->complete(static_cast<std::uint64_t>(-1000));
+      break;
+    case ExitKind::paused:
+      // Nothing swaps pages out in this build, so nothing can bring one back.
+      stop(Ending::internal_error);
+      break;
+    case ExitKind::triple_fault: stop(Ending::triple_fault); break;
+    case ExitKind::out_of_memory: stop(Ending::out_of_memory); break;
+    case ExitKind::internal_error: {
+      const std::lock_guard guard{lock_};
+      if (!outcome_) outcome_ = Outcome{Ending::internal_error, 0, exit.reason};
+      break;
+    }
+  }
+}
+
+void Vm::wake() {
+  {
+    const std::lock_guard guard{lock_};
+    woken_ = true;
+  }
+  changed_.notify_all();
+  vcpu_->interrupt();
+}
+
+void Vm::sleep_until_interrupt() {
+  const devices::Nanoseconds start = clock_.now();
+  std::unique_lock guard{lock_};
+  changed_.wait(guard, [this] { return woken_ || outcome_.has_value(); });
+  woken_ = false;
+  slept_ns_ += clock_.now() - start;
+}
+
+void Vm::stop(Ending ending, std::uint32_t debug_value) {
+  {
+    const std::lock_guard guard{lock_};
+    if (!outcome_) outcome_ = Outcome{ending, debug_value, {}};
+  }
+  changed_.notify_all();
+  vcpu_->kick();
+}
+
+}  // namespace strata::vmm

@@ -1,0 +1,120 @@
+// One VM: memory, backend, engine and platform put together, and the loop that answers exits.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "boot/kernel_image.hpp"
+#include "boot/memory_map.hpp"
+#include "devices/machine_control.hpp"
+#include "devices/serial8250.hpp"
+#include "engines/engine.hpp"
+#include "machine/frame_allocator.hpp"
+#include "machine/guest_memory.hpp"
+#include "machine/machine_memory.hpp"
+#include "machine/p2m.hpp"
+#include "vmm/capabilities.hpp"
+#include "vmm/platform.hpp"
+#include "vmm/vm_config.hpp"
+
+namespace strata::vmm {
+
+/// How a VM ended.
+enum class Ending : std::uint8_t {
+  power_off, reset, debug_exit, triple_fault, timeout, quit, out_of_memory, internal_error
+};
+[[nodiscard]] std::string_view name_of(Ending ending) noexcept;
+
+struct Outcome {
+  Ending ending = Ending::internal_error;
+  std::uint32_t debug_value = 0;  ///< Ending::debug_exit
+  std::string detail;             ///< a line for the user; may be empty
+};
+
+/// The process's exit code for an outcome; docs/running.md lists them.
+[[nodiscard]] int exit_code(const Outcome& outcome) noexcept;
+
+/// Overhead memory of the VMM process now, in bytes (design: everything beyond the guest's pages).
+struct Overhead {
+  std::uint64_t resident = 0;       ///< VmRSS
+  std::uint64_t guest_mapped = 0;   ///< of that, pages of the VM's own segment
+  std::uint64_t guest_pages = 0;    ///< host memory the VM's segment holds
+  std::uint64_t page_tables = 0;    ///< VmPTE: the host kernel's tables for this process
+  std::uint64_t binary = 0;         ///< of `resident`, text and libraries that may be shared
+  [[nodiscard]] std::uint64_t vmm_resident() const noexcept { return resident - guest_mapped; }
+};
+
+class Vm final : private devices::MachineControl, private devices::MemoryWriter {
+ public:
+  /// Builds the VM and loads the guest. `sink` gets the serial output and must outlive the VM.
+  /// Errors: anything wrong with the configuration or its files, in one line.
+  [[nodiscard]] static Expected<std::unique_ptr<Vm>, ConfigError> create(const VmConfig& config,
+                                                                         devices::CharSink& sink);
+  ~Vm() override;
+
+  /// Runs until the guest or somebody else ends it. Once.
+  Outcome run();
+  /// Ends run() with `ending`; the first one wins. Any thread.
+  void stop(Ending ending, std::uint32_t debug_value = 0);
+
+  /// Console input; see Serial8250. Any thread.
+  [[nodiscard]] devices::Serial8250& serial() noexcept { return platform_->serial(); }
+
+  /// Everything counted, for --stats. After run().
+  [[nodiscard]] nlohmann::json stats() const;
+  [[nodiscard]] Overhead overhead() const;
+  [[nodiscard]] std::string_view mmu_name() const noexcept { return mmu_name_; }
+
+ private:
+  class Sink;
+  class Listener;
+  Vm(const VmConfig& config, cpu::CpuModel model);
+  Expected<void, ConfigError> build_memory();
+  Expected<void, ConfigError> build_engine(devices::CharSink& sink);
+  Expected<void, ConfigError> load_guest();
+
+  // devices::MachineControl
+  void power_off() override { stop(Ending::power_off); }
+  void reset() override { stop(Ending::reset); }
+  void debug_exit(std::uint32_t value) override { stop(Ending::debug_exit, value); }
+  // devices::MemoryWriter
+  bool write(PA pa, std::span<const std::byte> bytes) override;
+
+  void wake();
+  void answer(const engine::Exit& exit);
+  void sleep_until_interrupt();
+
+  const VmConfig config_;
+  std::string mmu_name_;
+  devices::GuestClock clock_;
+  cpu::CpuModel model_;
+  FlushDomain domain_;
+  std::unique_ptr<machine::MachineMemory> memory_;
+  machine::SegmentRef segment_;
+  std::unique_ptr<machine::FrameAllocator> frames_;
+  std::unique_ptr<machine::P2mTable> p2m_;
+  std::unique_ptr<machine::GuestMemory> guest_memory_;
+  BuiltMmu mmu_;
+  std::unique_ptr<Platform> platform_;
+  std::unique_ptr<engine::Vcpu> vcpu_;
+  std::unique_ptr<Listener> listener_;
+  std::string kernel_description_;
+
+  std::array<std::uint64_t, engine::kExitKinds> exits_{};
+  devices::Nanoseconds slept_ns_ = 0;
+  devices::Nanoseconds ran_ns_ = 0;
+
+  /// Guards woken_ and outcome_.
+  mutable std::mutex lock_;
+  std::condition_variable changed_;
+  bool woken_ = false;
+  std::optional<Outcome> outcome_;
+};
+
+}  // namespace strata::vmm

@@ -1,0 +1,148 @@
+#include "vmm/vm_config.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <nlohmann/json.hpp>
+
+#include "boot/machine_layout.hpp"
+#include "vmm/capabilities.hpp"
+
+namespace strata::vmm {
+
+namespace {
+
+Unexpected<ConfigError> bad(std::string message) { return {ConfigError{std::move(message)}}; }
+
+Unexpected<ConfigError> bad_memory(std::string_view text) {
+  return bad(fmt::format("--memory: '{}' is not a size; use for example 512M, 2G or 4096K", text));
+}
+
+std::uint64_t host_memory_bytes() {
+  const long pages = sysconf(_SC_PHYS_PAGES);
+  const long page = sysconf(_SC_PAGESIZE);
+  return static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(page);
+}
+
+using Json = nlohmann::json;
+
+/// Reads one key of the expected type into `out`.
+template <class T>
+Expected<void, ConfigError> take(const Json& value, std::string_view source, const std::string& key,
+                                 T& out) {
+  try {
+    value.get_to(out);
+    return {};
+  } catch (const Json::exception&) {
+    return bad(fmt::format("{}: '{}' has the wrong type ({}); see strata run --help", source, key,
+                           value.type_name()));
+  }
+}
+
+Expected<void, ConfigError> take_memory(const Json& value, std::string_view source,
+                                        VmConfig& config) {
+  if (!value.is_string() && !value.is_number_unsigned()) {
+    return bad(fmt::format("{}: 'memory' must be a size such as \"512M\"", source));
+  }
+  const auto bytes = parse_memory(value.is_string()
+                                      ? value.get<std::string>()
+                                      : std::to_string(value.get<std::uint64_t>()));
+  if (!bytes) return bad(fmt::format("{}: {}", source, bytes.error().message));
+  config.memory_bytes = *bytes;
+  return {};
+}
+
+Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
+                                     std::string_view source, VmConfig& config) {
+  if (key == "memory") return take_memory(value, source, config);
+  if (key == "cpus") {
+    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > 1024) {
+      return bad(fmt::format("{}: 'cpus' must be a small positive number", source));
+    }
+    return take(value, source, key, config.cpus);
+  }
+  if (key == "timeout") return take(value, source, key, config.timeout_seconds);
+  if (key == "debug-exit-port") {
+    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > 0xFFFF) {
+      return bad(fmt::format("{}: 'debug-exit-port' must be a port number", source));
+    }
+    config.debug_exit_port = value.get<std::uint16_t>();
+    return {};
+  }
+  std::string* text = key == "kernel"      ? &config.kernel
+                      : key == "initrd"    ? &config.initrd
+                      : key == "append"    ? &config.append
+                      : key == "engine"    ? &config.engine
+                      : key == "mmu"       ? &config.mmu
+                      : key == "cpu-model" ? &config.cpu_model
+                      : key == "serial"    ? &config.serial
+                      : key == "stats"     ? &config.stats
+                                           : nullptr;
+  if (text == nullptr) {
+    return bad(fmt::format("{}: unknown key '{}'; the keys are the long options of strata run",
+                           source, key));
+  }
+  return take(value, source, key, *text);
+}
+
+}  // namespace
+
+Expected<std::uint64_t, ConfigError> parse_memory(std::string_view text) {
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string_view unit = text.substr(static_cast<std::size_t>(end - text.data()));
+  if (error != std::errc{} || unit.size() > 1) return bad_memory(text);
+  unsigned shift = 20;
+  switch (unit.empty() ? 'M' : unit.front()) {
+    case 'k': case 'K': shift = 10; break;
+    case 'm': case 'M': shift = 20; break;
+    case 'g': case 'G': shift = 30; break;
+    case 't': case 'T': shift = 40; break;
+    default: return bad_memory(text);
+  }
+  if (number > (1ULL << 52 >> shift)) {
+    return bad(fmt::format("--memory: {} is more than a VM can have", text));
+  }
+  return number << shift;
+}
+
+Expected<void, ConfigError> apply_json(std::string_view text, std::string_view source,
+                                       VmConfig& config) {
+  const Json json = Json::parse(text, nullptr, false, true);
+  if (json.is_discarded()) return bad(fmt::format("{}: not valid JSON", source));
+  if (!json.is_object()) {
+    return bad(fmt::format("{}: must be an object such as {{\"kernel\": \"vmlinuz\"}}", source));
+  }
+  for (const auto& [key, value] : json.items()) {
+    if (const auto done = take_key(key, value, source, config); !done) return done;
+  }
+  return {};
+}
+
+Expected<void, ConfigError> validate(const VmConfig& config) {
+  if (config.kernel.empty()) {
+    return bad("--kernel is missing: name a vmlinux, bzImage or other PVH kernel");
+  }
+  if (config.cpus != 1) {
+    return bad(fmt::format("--cpus: {} vCPUs are not supported by this build; use 1", config.cpus));
+  }
+  if (const auto fits = check_combination(config.engine, config.mmu); !fits) {
+    return bad(fits.error());
+  }
+  if (config.timeout_seconds < 0 || config.timeout_seconds > 1e9) {
+    return bad("--timeout: must be a number of seconds, 0 for none");
+  }
+  const std::uint64_t memory = config.memory_bytes;
+  if (memory % 4096 != 0 || memory < boot::layout::kMinRam || memory > boot::layout::kMaxRam) {
+    return bad(fmt::format("--memory: {} bytes is not possible; use {} MiB to {} GiB in 4 KiB steps",
+                           memory, boot::layout::kMinRam >> 20, boot::layout::kMaxRam >> 30));
+  }
+  if (memory > host_memory_bytes()) {
+    return bad(fmt::format("--memory: the host has {} MiB, the VM would need {} MiB",
+                           host_memory_bytes() >> 20, memory >> 20));
+  }
+  return {};
+}
+
+}  // namespace strata::vmm

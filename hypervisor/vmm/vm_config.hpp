@@ -1,0 +1,45 @@
+// What a VM is made of, as the user says it: on the command line or in a JSON file.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "mmu/expected.hpp"
+
+namespace strata::vmm {
+
+/// One line for the user: which option or file, what is wrong with it, and what would be right.
+struct ConfigError {
+  std::string message;
+};
+
+/// The keys of `strata run` and of a config file. Paths are as given.
+struct VmConfig {
+  std::string kernel;
+  std::string initrd;  ///< empty: none
+  std::string append;
+  std::uint64_t memory_bytes = 512ULL << 20;
+  unsigned cpus = 1;
+  std::string engine = "interp";
+  std::string mmu = "auto";
+  std::string cpu_model = "default";
+  std::string serial = "stdio";  ///< "stdio", "null", or a file
+  std::string stats;             ///< JSON is written here at the end; empty: nowhere
+  double timeout_seconds = 0;    ///< 0: none
+  std::optional<std::uint16_t> debug_exit_port;
+};
+
+/// "512M", "2G", "4096K", "1T" or a plain number of MiB. Errors say what would be right.
+[[nodiscard]] Expected<std::uint64_t, ConfigError> parse_memory(std::string_view text);
+
+/// Applies a config file's JSON text to `config`; `source` names the file in errors. Unknown keys
+/// and wrong types are errors.
+[[nodiscard]] Expected<void, ConfigError> apply_json(std::string_view text,
+                                                     std::string_view source, VmConfig& config);
+
+/// Checks what can be checked without building the VM: engine, mmu and model names, cpus, memory.
+[[nodiscard]] Expected<void, ConfigError> validate(const VmConfig& config);
+
+}  // namespace strata::vmm
