@@ -1,0 +1,102 @@
+"""Boots a guest under every backend with its console visible; ends with a table of costs.
+
+Usage: demo.py BIN IMAGES        (IMAGES is "none" to boot the in-tree guest)
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+from console_session import ConsoleError, ConsoleSession
+
+
+def backends(strata):
+    """The --mmu names that this build has, from --version."""
+    text = subprocess.run([strata, "--version"], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^interp\s+(\w+)", text, re.MULTILINE)
+
+
+def boot_debian(strata, images, mmu, stats):
+    session = ConsoleSession(
+        [strata, "run", "--kernel", f"{images}/vmlinuz", "--initrd", f"{images}/initramfs.gz",
+         "--append", "console=ttyS0", "--memory", "256M", "--mmu", mmu, "--stats", stats],
+        echo=True)
+    booted = session.expect("strata: init reached", 600)
+    session.expect("~ # ", 60)
+    session.send("uname -a; free -m\n")
+    session.expect("Mem:", 60)
+    session.expect("~ # ", 60)
+    session.send("poweroff -f\n")
+    if session.finish(120) != 0:
+        raise ConsoleError("the guest did not power off cleanly")
+    return booted
+
+
+def boot_in_tree_guest(strata, guest, mmu, stats):
+    session = ConsoleSession(
+        [strata, "run", "--kernel", guest, "--append", "auto", "--memory", "64M", "--mmu", mmu,
+         "--stats", stats],
+        echo=True)
+    if session.finish(120) != 0:
+        raise ConsoleError("the guest did not power off cleanly")
+    return session.elapsed()
+
+
+def row(mmu, booted, counted):
+    vcpu, walk = counted["vcpu"], counted["translation"]
+    tables = counted["tables"]["shadow_bytes" if mmu == "shadow" else "nested_bytes"]
+    exits = sum(counted["exits"].values())
+    return [mmu, f"{booted:.1f}", f"{vcpu['instructions'] / 1e6:,.0f}", f"{exits:,}",
+            f"{vcpu['tlb_misses']:,}", f"{walk['references_per_walk']:.1f}",
+            f"{tables / 1024:,.0f}", f"{counted['tables']['p2m_bytes'] / 1024:,.0f}",
+            f"{counted['overhead']['guest_bytes'] / 2**20:.0f}",
+            f"{counted['overhead']['vmm_resident_bytes'] / 2**20:.1f}"]
+
+
+HEADINGS = ["mmu", "boot s", "M instr", "exits", "TLB misses", "refs/walk", "tables KiB", "P2M KiB",
+            "guest MiB", "overhead MiB"]
+
+
+def print_table(rows):
+    widths = [max(len(r[i]) for r in [HEADINGS, *rows]) for i in range(len(HEADINGS))]
+    for r in [HEADINGS, ["-" * w for w in widths], *rows]:
+        print("  ".join(cell.rjust(w) for cell, w in zip(r, widths)))
+
+
+def print_exits(results):
+    print("\nexits by kind:")
+    for mmu, counted in results:
+        kinds = sorted(counted["exits"].items(), key=lambda kv: -kv[1])
+        print(f"  {mmu:<7}" + ", ".join(f"{name} {count:,}" for name, count in kinds))
+
+
+def main():
+    binaries, images = sys.argv[1], sys.argv[2]
+    strata = f"{binaries}/strata"
+    rows, results = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for mmu in backends(strata):
+            print(f"\n==> booting under {mmu}", flush=True)
+            stats = f"{scratch}/{mmu}.json"
+            try:
+                if images == "none":
+                    booted = boot_in_tree_guest(strata, f"{binaries}/strata_guest.elf", mmu, stats)
+                else:
+                    booted = boot_debian(strata, images, mmu, stats)
+            except ConsoleError as error:
+                print(f"\ndemo: {mmu}: {error}", file=sys.stderr)
+                return 1
+            counted = json.loads(pathlib.Path(stats).read_text())
+            rows.append(row(mmu, booted, counted))
+            results.append((mmu, counted))
+    print("\n")
+    print_table(rows)
+    print_exits(results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
