@@ -45,6 +45,10 @@ struct WideEntries {
   static constexpr std::uint64_t page_address(Entry e, unsigned level) {
     return e & kAddressMask & ~((1ULL << shift(level)) - 1);
   }
+  /// The bits of a leaf of `level` that say `address`; inverse of page_address().
+  static constexpr std::uint64_t leaf_address(std::uint64_t address, unsigned level) {
+    return address & kAddressMask & ~((1ULL << shift(level)) - 1);
+  }
 };
 
 /// Bits that all x86 (not EPT) entries share (SDM 3A tables 4-4 to 4-20).
@@ -94,8 +98,41 @@ struct X86Rules : X86Bits {
   }
 };
 
+/// How our own tables in x86 formats are written. Bit 7 of a 4 KiB leaf is PAT, not PS; ours leave
+/// PAT clear, so a larger leaf becomes a smaller one by address and PS alone (SDM 3A 4.3 to 4.5).
+template <class Layout>
+struct X86Entries : Layout, X86Rules {
+  using Entry = typename Layout::Entry;
+  static constexpr Entry make_table(std::uint64_t address) {
+    return static_cast<Entry>(address | kPresent | kWritable | kUser);
+  }
+  static constexpr Entry make_leaf(std::uint64_t address, Rights r, unsigned level) {
+    return static_cast<Entry>(Layout::leaf_address(address, level) | kPresent |
+                              (r.write ? kWritable : 0) | (r.user ? kUser : 0) |
+                              (r.execute ? 0 : kNoExecute) | (level > 1 ? kLarge : 0));
+  }
+  /// Everything of a leaf but its address and PS.
+  static constexpr Entry leaf_marks(Entry e, unsigned level) {
+    const std::uint64_t address = Layout::leaf_address(Layout::page_address(e, level), level);
+    return static_cast<Entry>(e & ~address & ~(level > 1 ? kLarge : 0));
+  }
+  /// Entry number `index` of the table that stands for the large leaf `e` of `level`.
+  static constexpr Entry child_leaf(Entry e, unsigned level, unsigned index) {
+    const std::uint64_t address =
+        Layout::page_address(e, level) + (std::uint64_t{index} << Layout::shift(level - 1));
+    return static_cast<Entry>(leaf_marks(e, level) | Layout::leaf_address(address, level - 1) |
+                              (level > 2 ? kLarge : 0));
+  }
+  /// The large leaf of `level` with the address and marks of `first`, a leaf of the level below.
+  static constexpr Entry parent_leaf(Entry first, unsigned level) {
+    const std::uint64_t address = Layout::page_address(first, level - 1);
+    return static_cast<Entry>(leaf_marks(first, level - 1) | Layout::leaf_address(address, level) |
+                              kLarge);
+  }
+};
+
 /// Long mode, four levels (SDM 3A 4.5).
-struct Long4Format : WideEntries, X86Rules {
+struct Long4Format : X86Entries<WideEntries> {
   static constexpr unsigned kLevels = 4;
   static constexpr bool kProtectionKeys = true;
   static constexpr bool large(Entry e, unsigned level, const WalkControls& /*c*/) {
@@ -111,7 +148,7 @@ struct Long4Format : WideEntries, X86Rules {
 };
 
 /// PAE, from the page directory down: the four PDPTEs are registers (SDM 3A 4.4).
-struct PaeFormat : WideEntries, X86Rules {
+struct PaeFormat : X86Entries<WideEntries> {
   static constexpr unsigned kLevels = 2;
   static constexpr bool kProtectionKeys = false;
   static constexpr bool large(Entry e, unsigned level, const WalkControls& /*c*/) {
@@ -125,21 +162,30 @@ struct PaeFormat : WideEntries, X86Rules {
   }
 };
 
-/// i386 two-level tables with 4-byte entries (SDM 3A 4.3).
-struct I386Format : X86Rules {
+/// 4-byte entries and 10 index bits a level.
+struct NarrowEntries {
   using Entry = std::uint32_t;
-  static constexpr unsigned kLevels = 2;
-  static constexpr bool kProtectionKeys = false;
   static constexpr unsigned index_bits(unsigned /*level*/) { return 10; }
   static constexpr unsigned shift(unsigned level) { return level == 1 ? 12 : 22; }
   static constexpr std::uint64_t table_address(Entry e) { return e & 0xFFFFF000U; }
-  static constexpr bool large(Entry e, unsigned level, const WalkControls& c) {
-    return level == 2 && c.pse && (e & kLarge) != 0;
-  }
   /// 4 MiB pages reach 40 physical address bits through PSE-36 (SDM 3A table 4-4).
   static constexpr std::uint64_t page_address(Entry e, unsigned level) {
     if (level == 1) return e & 0xFFFFF000U;
     return (e & 0xFFC00000U) | static_cast<std::uint64_t>(e & bit_range(13, 20)) << 19;
+  }
+  /// The bits of a leaf of `level` that say `address`; inverse of page_address().
+  static constexpr std::uint64_t leaf_address(std::uint64_t address, unsigned level) {
+    if (level == 1) return address & 0xFFFFF000U;
+    return (address & 0xFFC00000U) | (address >> 19 & bit_range(13, 20));
+  }
+};
+
+/// i386 two-level tables (SDM 3A 4.3).
+struct I386Format : X86Entries<NarrowEntries> {
+  static constexpr unsigned kLevels = 2;
+  static constexpr bool kProtectionKeys = false;
+  static constexpr bool large(Entry e, unsigned level, const WalkControls& c) {
+    return level == 2 && c.pse && (e & kLarge) != 0;
   }
   static constexpr std::uint64_t reserved(Entry e, unsigned level, const WalkControls& c) {
     if (!large(e, level, c)) return 0;
@@ -201,6 +247,15 @@ struct EptFormat : WideEntries {
   static constexpr Entry make_leaf(std::uint64_t address, Rights r, unsigned level) {
     return address | (r.read ? kRead : 0) | (r.write ? kWrite : 0) | (r.execute ? kExecute : 0) |
            kMemoryTypeWriteBack | (level > 1 ? kLarge : 0);
+  }
+  /// Entry number `index` of the table that stands for the large leaf `e` of `level`.
+  static constexpr Entry child_leaf(Entry e, unsigned level, unsigned index) {
+    return (e & ~(level > 2 ? 0 : kLarge)) + (std::uint64_t{index} << shift(level - 1));
+  }
+  /// The large leaf of `level` with the address and marks of `first`, a leaf of the level below.
+  static constexpr Entry parent_leaf(Entry first, unsigned level) {
+    const std::uint64_t inside = bit_range(shift(level - 1), shift(level) - 1);
+    return (first & ~inside) | kLarge;
   }
 };
 

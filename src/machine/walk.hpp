@@ -39,10 +39,10 @@ struct WalkResult {
 
 enum class WalkStop : std::uint8_t {
   not_present,
-  reserved,    ///< reserved bit (x86) or misconfiguration (EPT)
+  reserved,  ///< reserved bit (x86) or misconfiguration (EPT)
   permission,
-  key,         ///< protection key
-  memory,      ///< the Memory policy could not reach an entry; `memory_fault` says why
+  key,     ///< protection key
+  memory,  ///< the Memory policy could not reach an entry; `memory_fault` says why
 };
 
 struct WalkFault {
@@ -75,9 +75,9 @@ Expected<bool, Fault> update_accessed_dirty(WalkResult& r, unsigned top, bool wr
     std::uint64_t wanted = step.entry | Format::kAccessed;
     if (level == r.leaf_level && write) wanted |= Format::kDirty;
     if (wanted == step.entry) continue;
-    const auto swapped = mem.compare_exchange(
-        step.entry_address, static_cast<typename Format::Entry>(step.entry),
-        static_cast<typename Format::Entry>(wanted));
+    const auto swapped =
+        mem.compare_exchange(step.entry_address, static_cast<typename Format::Entry>(step.entry),
+                             static_cast<typename Format::Entry>(wanted));
     if (!swapped) return Unexpected{swapped.error()};
     if (!*swapped) return false;
     step.entry = wanted;
@@ -137,13 +137,14 @@ Expected<WalkResult, WalkFault> walk(const WalkStart& start, std::uint64_t input
   for (;;) {
     auto r = detail::descend<Format>(start, input, controls, mem);
     if (!r) return r;
-    if (!Format::permits(r->rights, access.kind, access.user, access.ac, controls)) {
-      return Unexpected{WalkFault{WalkStop::permission, r->leaf_level, r->rights, {}}};
-    }
+    // Keys first: #PF sets PK whenever the key denies the access, whatever else does (SDM 3A 4.7).
     if constexpr (Format::kProtectionKeys) {
       if (Format::key_denies(r->rights, r->leaf, access.kind, access.user, controls)) {
         return Unexpected{WalkFault{WalkStop::key, r->leaf_level, r->rights, {}}};
       }
+    }
+    if (!Format::permits(r->rights, access.kind, access.user, access.ac, controls)) {
+      return Unexpected{WalkFault{WalkStop::permission, r->leaf_level, r->rights, {}}};
     }
     if (!controls.accessed_dirty) return r;
     const auto updated = detail::update_accessed_dirty<Format>(

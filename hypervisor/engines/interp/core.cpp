@@ -250,7 +250,7 @@ Block* Core::find_block(std::uint64_t va) {
   unsigned count = 0;
   if (!crossing_bytes(va, pa, bytes, count)) return nullptr;
   if (std::memcmp(bytes.data(), blocks_.crossing(b).data(), b->bytes) == 0) return b;
-  counters.blocks_invalidated += blocks_.drop(pa, 1);
+  code_written(pa, 1);
   return build_block(va, pa, host, mode);
 }
 

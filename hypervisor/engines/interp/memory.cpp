@@ -270,7 +270,10 @@ bool Core::rmw_end_slow(Rmw& m) {
 }
 
 void Core::code_written(PA pa, std::uint64_t length) {
-  counters.blocks_invalidated += blocks_.drop(pa, length);
+  const std::size_t dropped = blocks_.drop(pa, length);
+  counters.blocks_invalidated += dropped;
+  // The jump cache must not lead back into a dropped block.
+  if (dropped != 0) ++generation_;
 }
 
 }  // namespace strata::interp

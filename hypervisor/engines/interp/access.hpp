@@ -1,0 +1,131 @@
+// What the integer handlers share: going on to the next step, and memory operands. The fast paths
+// repeat those of Core so that no local variable of a handler has its address taken: operands then
+// stay in registers.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "engines/interp/core.hpp"
+
+namespace strata::interp {
+
+/// The instruction is done; nothing special happened.
+[[gnu::always_inline]] inline const Uop* next(Core& /*core*/, const Uop* u) noexcept {
+  return u + 1;
+}
+
+/// Linear address of the memory operand.
+[[gnu::always_inline]] inline std::uint64_t address_of(Core& core, const Uop* u) noexcept {
+  if (u->address_form == 0) [[likely]] {
+    return core.reg<std::uint64_t>(u->base) + (core.reg<std::uint64_t>(u->index) << u->scale) +
+           static_cast<std::uint64_t>(static_cast<std::int64_t>(u->disp));
+  }
+  return core.ea(u);
+}
+
+/// Core::load() into a variable that may live in a register.
+template <class T>
+[[nodiscard, gnu::always_inline]] inline bool load_value(Core& core, std::uint64_t va, T& out) {
+  const TlbEntry& e = core.dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  if (e.read_tag == (((va + sizeof(T) - 1) & ~kPageMask) | core.pcid)) [[likely]] {
+    std::memcpy(&out, reinterpret_cast<const void*>(va + e.addend), sizeof(T));
+    return true;
+  }
+  T slow{};
+  if (!core.load(va, slow)) return false;
+  out = slow;
+  return true;
+}
+
+/// The memory operand's value.
+template <class T>
+[[nodiscard, gnu::always_inline]] inline bool load_operand(Core& core, const Uop* u, T& out) {
+  return load_value(core, address_of(core, u), out);
+}
+
+/// An operand in memory, wherever it lies.
+template <class T>
+[[gnu::always_inline]] inline T get(const void* host) noexcept {
+  T v;
+  std::memcpy(&v, host, sizeof v);
+  return v;
+}
+template <class T>
+[[gnu::always_inline]] inline void put(void* host, T v) noexcept {
+  std::memcpy(host, &v, sizeof v);
+}
+
+template <class T, class Apply, class Result>
+[[nodiscard, gnu::noinline]] bool modify_slow(Core& core, std::uint64_t va, Apply apply,
+                                              Result& result) {
+  Rmw m;
+  if (!core.rmw_begin<T>(va, m)) return false;
+  result = apply(m.host);
+  return core.rmw_end(m);
+}
+
+/// Read-modify-write of the T at `va`: apply(host) changes it in place and returns what
+/// commit(result) then puts into registers and flags, once the store can no longer fail.
+template <class T, class Apply, class Commit>
+[[gnu::always_inline]] inline const Uop* modify(Core& core, const Uop* u, std::uint64_t va,
+                                                Apply apply, Commit commit) {
+  using Result = std::invoke_result_t<Apply, void*>;
+  const TlbEntry& e = core.dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  if (e.write_tag == (((va + sizeof(T) - 1) & ~kPageMask) | core.pcid)) [[likely]] {
+    commit(apply(reinterpret_cast<void*>(va + e.addend)));
+    return next(core, u);
+  }
+  Result slow{};
+  if (!modify_slow<T>(core, va, apply, slow)) return core.abort(u);
+  commit(slow);
+  return next(core, u);
+}
+
+/// What an arithmetic instruction leaves behind.
+template <class T>
+struct ValueAndFlags {
+  T value{};
+  ArithFlags flags = 0;
+};
+
+/// Picks an instantiation by operand size: f.template operator()<T>() with the unsigned type of
+/// `bits`.
+template <class F>
+[[nodiscard]] auto with_size(unsigned bits, F f) {
+  switch (bits) {
+    case 8:
+      return f.template operator()<std::uint8_t>();
+    case 16:
+      return f.template operator()<std::uint16_t>();
+    case 32:
+      return f.template operator()<std::uint32_t>();
+    default:
+      return f.template operator()<std::uint64_t>();
+  }
+}
+/// The same for instructions without byte operands.
+template <class F>
+[[nodiscard]] auto with_wide_size(unsigned bits, F f) {
+  switch (bits) {
+    case 16:
+      return f.template operator()<std::uint16_t>();
+    case 32:
+      return f.template operator()<std::uint32_t>();
+    default:
+      return f.template operator()<std::uint64_t>();
+  }
+}
+/// And for those with 32- and 64-bit operands only.
+template <class F>
+[[nodiscard]] auto with_vex_size(unsigned bits, F f) {
+  return bits == 64 ? f.template operator()<std::uint64_t>()
+                    : f.template operator()<std::uint32_t>();
+}
+template <class F>
+[[nodiscard]] auto with_bool(bool b, F f) {
+  return b ? f.template operator()<true>() : f.template operator()<false>();
+}
+
+}  // namespace strata::interp

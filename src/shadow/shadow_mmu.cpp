@@ -1,0 +1,221 @@
+#include "shadow/shadow_mmu.hpp"
+
+#include <algorithm>
+#include <mutex>
+#include <shared_mutex>
+
+#include "shadow/translation.hpp"
+
+namespace strata::shadow {
+
+using Format = machine::Long4Format;
+
+namespace {
+
+/// Shadow tables in machine memory, for the one walker. They have A and D preset, so a walk never
+/// writes to them.
+struct ShadowMemory {
+  MachineWindow window;
+  std::uint64_t references = 0;
+
+  template <class Entry>
+  Expected<Entry, Fault> read(std::uint64_t address, unsigned /*level*/) noexcept {
+    ++references;
+    auto* word = reinterpret_cast<Entry*>(window.host(MA{address}));
+    return std::atomic_ref<Entry>{*word}.load(std::memory_order_relaxed);
+  }
+  template <class Entry>
+  Expected<bool, Fault> compare_exchange(std::uint64_t /*address*/, Entry /*seen*/,
+                                         Entry /*wanted*/) noexcept {
+    return true;
+  }
+};
+
+}  // namespace
+
+ShadowMmu::ShadowMmu(P2m& p2m, FrameSource& frames, FlushDomain& domain,
+                     const ShadowOptions& options)
+    : p2m_{p2m},
+      domain_{domain},
+      large_pages_{options.large_pages},
+      window_{frames.window()},
+      tables_{std::make_shared<ShadowTables>(frames, options)},
+      vcpus_(std::max(options.max_vcpus, 1U)) {
+  for (Vcpu& v : vcpus_) {
+    v.controls = {shadow_controls(v.context, false), shadow_controls(v.context, true)};
+  }
+  p2m_.add_observer(*this);
+}
+
+ShadowMmu::~ShadowMmu() { p2m_.remove_observer(*this); }
+
+void ShadowMmu::set_context(VcpuId vcpu, const PagingContext& context) {
+  if (vcpu >= vcpus_.size()) return;
+  Vcpu& v = vcpus_[vcpu];
+  const bool same_tables =
+      root_key(v.context, role_of(v.context, false)) == root_key(context, role_of(context, false));
+  v.context = context;
+  v.controls = {shadow_controls(context, false), shadow_controls(context, true)};
+  if (same_tables) return;
+  const std::shared_lock guard{tables_->lock()};
+  for (const bool anywhere : {false, true}) {
+    // Only roots that exist already; the first miss makes what is missing.
+    const std::uint32_t root = tables_->find(root_key(context, role_of(context, anywhere)));
+    if (root != kNone) {
+      tables_->count_root(true);
+      v.root_hits.add(1);
+    }
+    tables_->set_root(vcpu, anywhere, root);
+  }
+}
+
+Expected<Translation, Fault> ShadowMmu::translate(VcpuId vcpu, VA va, Access access) {
+  if (vcpu >= vcpus_.size()) return Unexpected{Fault{Stage::engine, FaultKind::retry, 0, va, {}}};
+  Vcpu& v = vcpus_[vcpu];
+  v.translations.add(1);
+  const bool anywhere = needs_anywhere(v, access);
+  if (const auto t = hit(vcpu, va, access, anywhere)) return *t;
+  return miss(vcpu, va, access, anywhere);
+}
+
+std::optional<Translation> ShadowMmu::hit(VcpuId vcpu, VA va, Access access, bool anywhere) {
+  Vcpu& v = vcpus_[vcpu];
+  const machine::WalkControls& controls = v.controls[anywhere ? 1 : 0];
+  const std::shared_lock guard{tables_->lock()};
+  const std::uint32_t root = tables_->root_of(vcpu, anywhere);
+  if (root == kNone) return std::nullopt;
+
+  ShadowMemory memory{window_};
+  const machine::WalkStart start{address_of(tables_->table(root).mpn).value(), 4, {}};
+  const auto walk =
+      machine::walk<Format>(start, table_input(v.context.mode, va), access, controls, memory);
+  v.walks.add(1);
+  v.table_references.add(memory.references);
+  if (!walk) return std::nullopt;
+
+  const MA entry{walk->steps[walk->leaf_level].entry_address};
+  const std::uint32_t number = tables_->in_frame(page_of(entry));
+  ShadowTable& table = tables_->table(number);
+  table.touch();
+  const auto index = static_cast<std::uint32_t>(entry.page_offset() / sizeof(std::uint64_t));
+
+  Translation t = allowed_by(walk->rights, walk->leaf, access, controls);
+  const std::uint64_t large_mask = (1ULL << (walk->page_shift - kPageShift)) - 1;
+  t.page = MA{walk->address}.page_base();
+  t.pa = address_of(tables_->mapped_page(number, index) + (va.value() >> kPageShift & large_mask));
+  t.global = walk->global && v.context.pge;
+  t.page_shift = guest_page_shift(table.key);
+  return t;
+}
+
+void ShadowMmu::invalidate_page(VcpuId vcpu, VA /*va*/) {
+  // The tables hold nothing that the guest's do not say; its TLB is the engine's.
+  if (vcpu < vcpus_.size()) vcpus_[vcpu].invalidations.add(1);
+}
+
+void ShadowMmu::invalidate(VcpuId vcpu, FlushScope /*scope*/, std::uint16_t /*pcid*/, VA /*va*/) {
+  if (vcpu < vcpus_.size()) vcpus_[vcpu].invalidations.add(1);
+}
+
+namespace {
+
+/// Calls visit(ppn, offset, length) for the part of [pa, pa + length) in each traced page. Lengths
+/// come from guests and devices: regions that were never traced cost nothing.
+template <class Visit>
+void for_each_traced(ReverseMap& pages, PA pa, std::uint64_t length, Visit visit) {
+  if (length == 0) return;
+  const std::uint64_t last = pa.value() + std::min(length - 1, ~pa.value());  // no wrap-around
+  const PPN first_page = page_of(pa);
+  const PpnRange range{first_page, page_of(PA{last}) - first_page + 1};
+  pages.for_each(range, [&](const Region& r) {
+    if (r.traced_pages == 0) return;
+    const std::uint64_t begin = std::max(address_of(r.base).value(), pa.value());
+    const std::uint64_t end = std::min(address_of(r.base).value() + (kLargePageSize - 1), last);
+    for (std::uint64_t at = begin & ~kPageMask; at <= end; at += kPageSize) {
+      const PPN ppn = page_of(PA{at});
+      if (!r.traced(ReverseMap::offset_of(ppn))) continue;
+      const std::uint64_t from = std::max(at, begin);
+      visit(ppn, from - at, std::min(at + kPageMask, end) - from + 1);
+    }
+  });
+}
+
+}  // namespace
+
+void ShadowMmu::guest_wrote(PA pa, std::uint64_t length) {
+  bool apply = false;
+  {
+    const std::shared_lock guard{tables_->lock()};
+    bool traced = false;
+    for_each_traced(tables_->pages(), pa, length,
+                    [&](PPN ppn, std::uint64_t offset, std::uint64_t part) {
+                      traced = true;
+                      apply = tables_->note_write(ppn, offset, part) || apply;
+                    });
+    if (!traced) return;
+    // A miss that has read the old entry and waits for the lock must not install it.
+    tables_->next_generation();
+  }
+  traced_writes_.fetch_add(1, std::memory_order_relaxed);
+  if (!apply) return;
+  Flush flush{domain_};
+  {
+    const std::unique_lock guard{tables_->lock()};
+    Change change{flush};
+    for_each_traced(tables_->pages(), pa, length,
+                    [&](PPN ppn, std::uint64_t offset, std::uint64_t part) {
+                      tables_->apply_write(ppn, offset, part, change);
+                    });
+    tables_->finish(change);
+  }
+  flush.commit();
+}
+
+void ShadowMmu::p2m_changed(PpnRange range, Flush& flush) {
+  const std::unique_lock guard{tables_->lock()};
+  Change change{flush};
+  tables_->drop_pages(range, change);
+  tables_->next_generation();
+  tables_->finish(change);
+}
+
+MmuStats ShadowMmu::stats() const noexcept {
+  MmuStats s;
+  for (const Vcpu& v : vcpus_) {
+    s.translations += v.translations.get();
+    s.walks += v.walks.get();
+    s.guest_references += v.guest_references.get();
+    s.table_references += v.table_references.get();
+    s.ad_writes += v.ad_writes.get();
+    s.backend_misses += v.misses.get();
+    s.guest_faults += v.faults.get();
+    s.invalidations += v.invalidations.get();
+    s.cache_hits += v.root_hits.get();
+  }
+  s.traced_writes = traced_writes_.load(std::memory_order_relaxed);
+  s.table_bytes = tables_->table_bytes();
+  return s;
+}
+
+ShadowStats ShadowMmu::shadow_stats() const {
+  const std::shared_lock guard{tables_->lock()};
+  ShadowStats s = tables_->stats();
+  for (const Vcpu& v : vcpus_) {
+    s.unlinked += v.unlinked.get();
+    s.retries += v.retries.get();
+  }
+  return s;
+}
+
+std::unique_ptr<ShadowBackend> make_shadow_backend(P2m& p2m, FrameSource& frames,
+                                                   FlushDomain& domain,
+                                                   const ShadowOptions& options) {
+  return std::make_unique<ShadowMmu>(p2m, frames, domain, options);
+}
+
+std::unique_ptr<Mmu> make_shadow(P2m& p2m, FrameSource& frames, FlushDomain& domain,
+                                 const ShadowOptions& options) {
+  return make_shadow_backend(p2m, frames, domain, options);
+}
+
+}  // namespace strata::shadow

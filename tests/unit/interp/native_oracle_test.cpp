@@ -1,0 +1,243 @@
+#include "native_oracle.hpp"
+
+#include <signal.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+// Layout of the context page, known to the assembly below by number: registers in the processor's
+// order at 0, RFLAGS at 128, RIP at 136, the host's RSP at 144, the address to leave by at 152.
+asm(R"(
+.text
+.globl strata_test_native_enter
+.type strata_test_native_enter, @function
+strata_test_native_enter:
+  push %rbx
+  push %rbp
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, 0x210090
+  pushq 0x210080
+  popfq
+  mov 0x210000, %rax
+  mov 0x210008, %rcx
+  mov 0x210010, %rdx
+  mov 0x210018, %rbx
+  mov 0x210020, %rsp
+  mov 0x210028, %rbp
+  mov 0x210030, %rsi
+  mov 0x210038, %rdi
+  mov 0x210040, %r8
+  mov 0x210048, %r9
+  mov 0x210050, %r10
+  mov 0x210058, %r11
+  mov 0x210060, %r12
+  mov 0x210068, %r13
+  mov 0x210070, %r14
+  mov 0x210078, %r15
+  jmp *0x210088
+.globl strata_test_native_leave
+strata_test_native_leave:
+  mov %rax, 0x210000
+  mov %rcx, 0x210008
+  mov %rdx, 0x210010
+  mov %rbx, 0x210018
+  mov %rsp, 0x210020
+  mov %rbp, 0x210028
+  mov %rsi, 0x210030
+  mov %rdi, 0x210038
+  mov %r8, 0x210040
+  mov %r9, 0x210048
+  mov %r10, 0x210050
+  mov %r11, 0x210058
+  mov %r12, 0x210060
+  mov %r13, 0x210068
+  mov %r14, 0x210070
+  mov %r15, 0x210078
+  mov 0x210090, %rsp
+  pushfq
+  popq 0x210080
+.globl strata_test_native_return
+strata_test_native_return:
+  cld
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbp
+  pop %rbx
+  ret
+.size strata_test_native_enter, . - strata_test_native_enter
+)");
+
+extern "C" {
+void strata_test_native_enter();
+void strata_test_native_leave();
+void strata_test_native_return();
+}
+
+namespace strata::interp::test {
+namespace {
+
+struct Context {
+  std::array<std::uint64_t, 16> gpr;
+  std::uint64_t rflags, rip, host_rsp, leave;
+  std::int64_t vector;
+  std::uint64_t error, cr2;
+};
+
+Context& context() { return *reinterpret_cast<Context*>(NativeOracle::kContext); }
+
+constexpr std::array<int, 4> kSignals = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+constexpr std::size_t kSignalStack = 64U << 10;
+
+/// Where the processor's register order finds its values in the kernel's.
+constexpr std::array<int, 16> kKernelOrder = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
+                                              REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
+                                              REG_R12, REG_R13, REG_R14, REG_R15};
+
+void on_fault(int /*signal*/, siginfo_t* /*info*/, void* raw) {
+  auto& regs = static_cast<ucontext_t*>(raw)->uc_mcontext.gregs;
+  const auto reg = [&regs](int i) { return static_cast<std::uint64_t>(regs[i]); };
+  const std::uint64_t rip = reg(REG_RIP);
+  if (rip < NativeOracle::kCode || rip >= NativeOracle::kCode + 0x2000) {
+    for (const int s : kSignals) signal(s, SIG_DFL);  // not ours: crash as usual
+    return;
+  }
+  Context& c = context();
+  for (std::size_t i = 0; i < 16; ++i) c.gpr[i] = reg(kKernelOrder[i]);
+  c.rflags = reg(REG_EFL);
+  c.rip = rip;
+  c.vector = regs[REG_TRAPNO];
+  c.error = reg(REG_ERR);
+  c.cr2 = reg(REG_CR2);
+  regs[REG_RSP] = static_cast<greg_t>(c.host_rsp);
+  regs[REG_RIP] = reinterpret_cast<greg_t>(&strata_test_native_return);
+}
+
+std::byte* map(std::uint64_t at, std::size_t bytes, int protection) {
+  void* p = mmap(reinterpret_cast<void*>(at), bytes, protection,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  if (p != reinterpret_cast<void*>(at)) throw std::runtime_error("oracle's addresses are taken");
+  return static_cast<std::byte*>(p);
+}
+
+/// Signals have a stack of their own, since RSP is the test's to choose.
+class SignalStack {
+ public:
+  SignalStack() : memory_(kSignalStack) {
+    stack_t s{};
+    s.ss_sp = memory_.data();
+    s.ss_size = memory_.size();
+    sigaltstack(&s, &before_);
+    struct sigaction action {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &action, &old_[i]);
+  }
+  ~SignalStack() {
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &old_[i], nullptr);
+    sigaltstack(&before_, nullptr);
+  }
+  SignalStack(const SignalStack&) = delete;
+  SignalStack& operator=(const SignalStack&) = delete;
+
+ private:
+  std::vector<std::byte> memory_;
+  stack_t before_{};
+  std::array<struct sigaction, kSignals.size()> old_{};
+};
+
+}  // namespace
+
+/// JMP [kContext + 152].
+std::span<const std::uint8_t> NativeOracle::epilogue() noexcept {
+  static constexpr std::array<std::uint8_t, 7> kJump = {0xFF, 0x24, 0x25, 0x98, 0x00, 0x21, 0x00};
+  return kJump;
+}
+
+NativeOracle::NativeOracle()
+    : code_(map(kCode, 0x2000, PROT_READ | PROT_WRITE | PROT_EXEC)),
+      data_(map(kData, (kWritable + 2) * 4096, PROT_READ | PROT_WRITE)) {
+  map(kContext, 4096, PROT_READ | PROT_WRITE);
+  context().leave = reinterpret_cast<std::uint64_t>(&strata_test_native_leave);
+  std::memset(data_, 0, (kWritable + 1) * 4096);  // every page present
+  mprotect(data_ + kWritable * 4096, 4096, PROT_READ);
+  mprotect(data_ + (kWritable + 1) * 4096, 4096, PROT_NONE);
+}
+
+NativeOracle::~NativeOracle() {
+  munmap(code_, 0x2000);
+  munmap(data_, (kWritable + 2) * 4096);
+  munmap(reinterpret_cast<void*>(kContext), 4096);
+}
+
+void NativeOracle::fill_read_only(const std::byte* bytes) {
+  mprotect(data_ + kWritable * 4096, 4096, PROT_READ | PROT_WRITE);
+  std::memcpy(data_ + kWritable * 4096, bytes, 4096);
+  mprotect(data_ + kWritable * 4096, 4096, PROT_READ);
+}
+
+void NativeOracle::run(std::span<const std::uint8_t> code, std::uint64_t at, NativeState& state) {
+  static const SignalStack handlers;
+  const auto jump = epilogue();
+  std::byte* to = code_ + (at - kCode);
+  std::memcpy(to, code.data(), code.size());
+  std::memcpy(to + code.size(), jump.data(), jump.size());
+  Context& c = context();
+  c.gpr = state.gpr;
+  c.rflags = state.rflags;
+  c.rip = at;
+  c.vector = -1;
+  c.error = c.cr2 = 0;
+  strata_test_native_enter();
+  state.gpr = c.gpr;
+  state.rflags = c.rflags;
+  state.vector = static_cast<int>(c.vector);
+  state.rip = c.vector < 0 ? at + code.size() : c.rip;
+  state.error = c.error;
+  state.cr2 = c.cr2;
+}
+
+}  // namespace strata::interp::test
+
+// ---- the oracle itself --------------------------------------------------------------------------
+
+#include <gtest/gtest.h>
+
+namespace strata::interp::test {
+namespace {
+
+TEST(NativeOracle, RunsCodeWithTheRegistersGiven) {
+  NativeOracle oracle;
+  NativeState s;
+  for (std::size_t i = 0; i < 16; ++i) s.gpr[i] = 0x1111111111111111ULL * i;
+  const std::array<std::uint8_t, 3> add_rax_r15 = {0x4C, 0x01, 0xF8};
+  oracle.run(add_rax_r15, NativeOracle::kCode, s);
+  EXPECT_EQ(s.vector, -1);
+  EXPECT_EQ(s.gpr[0], 0xFFFFFFFFFFFFFFFFULL);
+  EXPECT_EQ(s.gpr[4], 0x4444444444444444ULL);
+  EXPECT_EQ(s.rip, NativeOracle::kCode + 3);
+  EXPECT_EQ(s.rflags & 0x8D5, 0x84U);  // SF, PF
+}
+
+TEST(NativeOracle, ReportsFaults) {
+  NativeOracle oracle;
+  NativeState s;
+  s.gpr[3] = NativeOracle::kAbsent;
+  const std::array<std::uint8_t, 3> store = {0x90, 0x89, 0x03};
+  oracle.run(store, NativeOracle::kCode, s);
+  EXPECT_EQ(s.vector, 14);
+  EXPECT_EQ(s.rip, NativeOracle::kCode + 1);
+  EXPECT_EQ(s.cr2, NativeOracle::kAbsent);
+  EXPECT_EQ(s.error & 2, 2U);
+}
+
+}  // namespace
+}  // namespace strata::interp::test
