@@ -87,6 +87,10 @@ int run(const RunOptions& options) {
     std::cerr << fmt::format("strata run: the VM ended by {}{}{}\n", name_of(outcome.ending),
                              outcome.detail.empty() ? "" : ": ", outcome.detail);
   }
+  if (outcome.ending == vmm::Ending::triple_fault ||
+      outcome.ending == vmm::Ending::internal_error) {
+    std::cerr << (*vm)->vcpu_state();
+  }
   const bool written = config->stats.empty() || write_stats(**vm, config->stats);
   return written ? vmm::exit_code(outcome) : 1;
 }

@@ -4,6 +4,7 @@
 
 #include "boot/loader.hpp"
 #include "engines/interp/core.hpp"
+#include "vmm/state_dump.hpp"
 
 namespace strata::vmm {
 
@@ -212,6 +213,8 @@ void Vm::answer(const engine::Exit& exit) {
     }
   }
 }
+
+std::string Vm::vcpu_state() const { return describe(vcpu_->state()); }
 
 void Vm::wake() {
   {

@@ -69,6 +69,8 @@ class Vm final : private devices::MachineControl, private devices::MemoryWriter 
   /// Everything counted, for --stats. After run().
   [[nodiscard]] nlohmann::json stats() const;
   [[nodiscard]] Overhead overhead() const;
+  /// The vCPU as it stopped, as text. After run().
+  [[nodiscard]] std::string vcpu_state() const;
   [[nodiscard]] std::string_view mmu_name() const noexcept { return mmu_name_; }
 
  private:

@@ -1,0 +1,16 @@
+// The lock order of the whole program (design rule 7). A thread takes locks downwards only; where
+// two are on one line, never both. Each lock says where it is declared what it guards.
+//
+//   vmm::Vm::lock_                    outcome, wake-up flag; nothing is called under it
+//   devices: a device's own mutex_    UART, PIT, RTC, PM, PIC, I/O APIC (in that direction)
+//   devices::LocalApic::mutex_        released before the bus, the PIC or callbacks are called
+//   machine::GuestMemory listeners    held shared while listeners are called
+//   machine::P2mTable observers_lock_ held shared while observers are called
+//   shadow, nested: the backend lock  never held across P2m::resolve() or Flush::commit()
+//   machine::FrameAllocator           central list; its per-thread caches are leaves
+//   FlushDomain::lock_                held while holders' invalidate() runs
+//   interp::Core::mailbox_lock_       leaf
+//   devices::TimerQueue::mutex_       leaf
+//
+// The P2M itself has no lock: entries change by compare-and-swap of one word.
+#pragma once
