@@ -197,7 +197,8 @@ class P2mTable final : public P2m, public P2mEditor {
   /// observers are called or a grace period is awaited.
   std::mutex edit_lock_;
   /// Guards observers_. Held shared while observers are called, so that removing one waits for it.
-  /// Not a lock on the P2M: observers may look pages up, but not add or remove observers.
+  /// Not a lock on the P2M: observers may look pages up and resolve them for reading, but not edit,
+  /// resolve for writing, or add or remove observers.
   std::shared_mutex observers_lock_;
   std::vector<P2mObserver*> observers_;
   /// Deferred actions hold it weakly and do nothing once the table is gone.

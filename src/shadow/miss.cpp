@@ -243,17 +243,16 @@ std::uint64_t table_bits(unsigned level, unsigned leaf_level, unsigned top_level
   return bits;
 }
 
-/// The leaf at `level` without its address.
+/// The leaf at `level` without its address. `writable`: as far as the P2M is concerned.
 std::uint64_t leaf_bits(unsigned level, unsigned leaf_level, const machine::GuestWalk& guest,
-                        bool anywhere, bool writable, bool keys) noexcept {
+                        bool anywhere, bool writable, bool traced) noexcept {
   std::uint64_t bits = level == leaf_level ? mirrored_rights(guest.leaf, anywhere) : kOpen;
   if (level == leaf_level && !guest.dirty) writable = false;
-  if (!writable) bits &= ~Format::kWritable;
-  if ((bits & Format::kWritable) != 0) bits |= Format::kDirty;
+  writable = writable && (bits & Format::kWritable) != 0;
+  bits &= ~Format::kWritable;
+  if (writable) bits |= traced ? kTracedWrite : Format::kWritable | Format::kDirty;
   if (level > 1) bits |= Format::kLarge;
-  bits |= guest.leaf & Format::kGlobal;
-  if (keys) bits |= guest.leaf & kKeyMask;
-  return bits;
+  return bits | (guest.leaf & Format::kGlobal);
 }
 
 }  // namespace
@@ -289,14 +288,13 @@ ShadowMmu::Install ShadowMmu::build_path(std::uint32_t root, const Mapping& m, P
   if (!settled || !tables_->table(number).settled) return Install::unsettled;
 
   const bool large = level == 2;
-  const bool writable = m.target.writable && !tables_->pages().traced(m.ppn);
   const std::uint64_t inside = large ? m.ppn.value() % kRegionPages : 0;
-  const std::uint64_t address = (m.target.mpn.value() - inside) << kPageShift;
-  const std::uint64_t bits =
-      leaf_bits(level, m.leaf_level, m.guest, m.anywhere, writable, role.mode == PagingMode::long4);
+  std::uint64_t bits = leaf_bits(level, m.leaf_level, m.guest, m.anywhere, m.target.writable,
+                                 tables_->pages().traced(m.ppn));
+  if (role.mode == PagingMode::long4) bits |= m.guest.leaf & kKeyMask;
+  bits |= (m.target.mpn.value() - inside) << kPageShift;
   tables_->set_leaf(number * kEntries + index_at(level, m.input),
-                    tables_->pages().reference(PPN{m.ppn.value() - inside}), bits | address,
-                    change);
+                    tables_->pages().reference(PPN{m.ppn.value() - inside}), bits, change);
   return Install::done;
 }
 

@@ -87,24 +87,47 @@ std::optional<Translation> ShadowMmu::hit(VcpuId vcpu, VA va, Access access, boo
 
   ShadowMemory memory{window_};
   const machine::WalkStart start{address_of(tables_->table(root).mpn).value(), 4, {}};
-  const auto walk =
-      machine::walk<Format>(start, table_input(v.context.mode, va), access, controls, memory);
+  const std::uint64_t input = table_input(v.context.mode, va);
+  auto walk = machine::walk<Format>(start, input, access, controls, memory);
   v.walks.add(1);
+  bool traced = false;
+  if (!walk && access.kind == AccessKind::write &&
+      walk.error().stop == machine::WalkStop::permission) {
+    // Perhaps only tracing forbids the store. As a read it gets to the leaf, which says so; R/W
+    // then has to come from the levels above it.
+    const Access read{AccessKind::read, access.user, access.ac};
+    walk = machine::walk<Format>(start, input, read, controls, memory);
+    traced = walk && (walk->leaf & kTracedWrite) != 0;
+    if (traced) walk->rights.write = walk->steps[walk->leaf_level + 1].rights.write;
+    if (!traced) walk = Unexpected{machine::WalkFault{}};
+  }
   v.table_references.add(memory.references);
   if (!walk) return std::nullopt;
+  return translation_at(*walk, v, va, access, controls, traced);
+}
 
-  const MA entry{walk->steps[walk->leaf_level].entry_address};
+/// What the shadow leaf that `walk` found says. Nothing if the leaf is out of date in the one way
+/// it can be: read-only for a trace that has ended.
+std::optional<Translation> ShadowMmu::translation_at(const machine::WalkResult& walk, const Vcpu& v,
+                                                     VA va, Access access,
+                                                     const machine::WalkControls& controls,
+                                                     bool traced) {
+  const MA entry{walk.steps[walk.leaf_level].entry_address};
   const std::uint32_t number = tables_->in_frame(page_of(entry));
   ShadowTable& table = tables_->table(number);
-  table.touch();
   const auto index = static_cast<std::uint32_t>(entry.page_offset() / sizeof(std::uint64_t));
+  const std::uint64_t large_mask = (1ULL << (walk.page_shift - kPageShift)) - 1;
+  const PPN ppn = tables_->mapped_page(number, index) + (va.value() >> kPageShift & large_mask);
+  Translation t = allowed_by(walk.rights, walk.leaf, access, controls);
+  if (traced && !(t.writable && tables_->pages().traced(ppn))) return std::nullopt;
 
-  Translation t = allowed_by(walk->rights, walk->leaf, access, controls);
-  const std::uint64_t large_mask = (1ULL << (walk->page_shift - kPageShift)) - 1;
-  t.page = MA{walk->address}.page_base();
-  t.pa = address_of(tables_->mapped_page(number, index) + (va.value() >> kPageShift & large_mask));
-  t.global = walk->global && v.context.pge;
+  table.touch();
+  t.page = MA{walk.address}.page_base();
+  t.pa = address_of(ppn);
+  t.global = walk.global && v.context.pge;
   t.page_shift = guest_page_shift(table.key);
+  t.traced = traced;
+  t.writable = t.writable && !traced;
   return t;
 }
 

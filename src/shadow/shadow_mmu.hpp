@@ -86,6 +86,10 @@ class ShadowMmu final : public ShadowBackend {
   struct Path;
 
   [[nodiscard]] std::optional<Translation> hit(VcpuId vcpu, VA va, Access access, bool anywhere);
+  [[nodiscard]] std::optional<Translation> translation_at(const machine::WalkResult& walk,
+                                                          const Vcpu& v, VA va, Access access,
+                                                          const machine::WalkControls& controls,
+                                                          bool traced);
   Expected<Translation, Fault> miss(VcpuId vcpu, VA va, Access access, bool anywhere);
   Expected<Mapping, Fault> find_mapping(Vcpu& v, VA va, Access access, bool anywhere);
   Expected<P2mLookup, Fault> resolve(VA va, PA pa, AccessKind kind);

@@ -174,14 +174,7 @@ Expected<std::uint32_t, Shortage> ShadowTables::find_or_create(const PageKey& ke
   const auto frame = take_frame(change);
   if (!frame) return Unexpected{frame.error()};
 
-  std::uint32_t number = 0;
-  if (free_numbers_.empty()) {
-    number = static_cast<std::uint32_t>(tables_.size());
-    tables_.emplace_back();
-  } else {
-    number = free_numbers_.back();
-    free_numbers_.pop_back();
-  }
+  const std::uint32_t number = new_number();
   tables_[number] = std::make_unique<ShadowTable>();
   ShadowTable& t = *tables_[number];
   t.key = key;
@@ -190,23 +183,33 @@ Expected<std::uint32_t, Shortage> ShadowTables::find_or_create(const PageKey& ke
   live_.fetch_add(1, std::memory_order_relaxed);
   ++counters_.pages_created;
   if (key.level == 4) root_tables_.push_back(number);
-
-  if (key.kind == PageKind::mirror) {
-    // A page is settled as a whole: any settled mirror vouches for a new one.
-    t.settled = false;
-    for (std::uint32_t n = by_tag_.find(key.tag()); n != kNone; n = tables_[n]->next_same_tag) {
-      t.settled = t.settled || tables_[n]->settled;
-    }
-    if (!t.settled) {
-      begin_trace(PPN{key.base}, change);
-      change.settling.push_back({number, t.serial});
-      unsettled_.fetch_add(1, std::memory_order_acq_rel);
-    }
-  } else if (key.kind == PageKind::linear && key.linear.guest_shift != kPageShift) {
-    ++counters_.fragmented;
-  }
+  if (key.kind == PageKind::mirror) begin_mirror(number, change);
+  if (key.kind == PageKind::linear && key.linear.guest_shift != kPageShift) ++counters_.fragmented;
   insert(number);
   return number;
+}
+
+std::uint32_t ShadowTables::new_number() {
+  if (free_numbers_.empty()) {
+    tables_.emplace_back();
+    return static_cast<std::uint32_t>(tables_.size() - 1);
+  }
+  const std::uint32_t number = free_numbers_.back();
+  free_numbers_.pop_back();
+  return number;
+}
+
+/// A page is settled as a whole: any settled mirror of it vouches for a new one.
+void ShadowTables::begin_mirror(std::uint32_t number, Change& change) {
+  ShadowTable& t = *tables_[number];
+  t.settled = false;
+  for (std::uint32_t n = by_tag_.find(t.key.tag()); n != kNone; n = tables_[n]->next_same_tag) {
+    t.settled = t.settled || tables_[n]->settled;
+  }
+  if (t.settled) return;
+  begin_trace(PPN{t.key.base}, change);
+  change.settling.push_back({number, t.serial});
+  unsettled_.fetch_add(1, std::memory_order_acq_rel);
 }
 
 void ShadowTables::insert(std::uint32_t number) {
@@ -372,8 +375,9 @@ std::uint32_t ShadowTables::next_victim(bool desperate) noexcept {
 
 void ShadowTables::clear_write(Slot slot) noexcept {
   const auto w = word(slot);
-  w.store(w.load(std::memory_order_relaxed) & ~(Format::kWritable | Format::kDirty),
-          std::memory_order_relaxed);
+  const std::uint64_t old = w.load(std::memory_order_relaxed);
+  if ((old & Format::kWritable) == 0) return;
+  w.store((old & ~(Format::kWritable | Format::kDirty)) | kTracedWrite, std::memory_order_relaxed);
 }
 
 void ShadowTables::begin_trace(PPN ppn, Change& change) {

@@ -22,6 +22,10 @@ namespace strata::shadow {
 
 inline constexpr std::uint32_t kEntries = 512;
 
+/// In a leaf without R/W: only tracing keeps it from being writable. One of the bits 11:9 that the
+/// processor ignores (SDM 3A table 4-20).
+inline constexpr std::uint64_t kTracedWrite = 1ULL << 9;
+
 /// One entry of one shadow table: table number * 512 + index.
 using Slot = std::uint32_t;
 
@@ -174,6 +178,8 @@ class ShadowTables : public std::enable_shared_from_this<ShadowTables> {
   [[nodiscard]] bool evict(Change& change);
   [[nodiscard]] std::uint32_t oldest_idle_root() const noexcept;
   [[nodiscard]] std::uint32_t next_victim(bool desperate) noexcept;
+  [[nodiscard]] std::uint32_t new_number();
+  void begin_mirror(std::uint32_t number, Change& change);
   void insert(std::uint32_t number);
   void remove(ShadowTable& t, std::uint32_t number) noexcept;
   void leave_root(std::uint32_t number) noexcept;

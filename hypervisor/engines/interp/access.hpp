@@ -16,6 +16,22 @@ namespace strata::interp {
   return u + 1;
 }
 
+/// A non-canonical address is #SS instead of #GP where the access went through SS: on the stack,
+/// and by default with RSP or RBP as the base (SDM 3A 6.15 interrupt 12).
+[[gnu::noinline]] inline const Uop* refuse_stack(Core& core, const Uop* u) {
+  if (core.exception.valid && core.exception.vector == cpu::GP) {
+    core.exception.vector = cpu::SS_FAULT;
+  }
+  return core.abort(u);
+}
+/// Memory said no to the explicit operand.
+[[gnu::noinline]] inline const Uop* refuse(Core& core, const Uop* u) {
+  const bool stack_base = u->base == cpu::RSP * 8 || u->base == cpu::RBP * 8;
+  const bool other_segment =
+      u->segment == cpu::SegmentName::FS || u->segment == cpu::SegmentName::GS;
+  return stack_base && !other_segment ? refuse_stack(core, u) : core.abort(u);
+}
+
 /// Linear address of the memory operand.
 [[gnu::always_inline]] inline std::uint64_t address_of(Core& core, const Uop* u) noexcept {
   if (u->address_form == 0) [[likely]] {
@@ -78,7 +94,7 @@ template <class T, class Apply, class Commit>
     return next(core, u);
   }
   Result slow{};
-  if (!modify_slow<T>(core, va, apply, slow)) return core.abort(u);
+  if (!modify_slow<T>(core, va, apply, slow)) return refuse(core, u);
   commit(slow);
   return next(core, u);
 }

@@ -39,7 +39,7 @@ const Uop* to_register(Core& core, const Uop* u) {
 template <Binary Op, class T, bool Flags>
 const Uop* from_memory(Core& core, const Uop* u) {
   T b;
-  if (!load_operand(core, u, b)) return core.abort(u);
+  if (!load_operand(core, u, b)) return refuse(core, u);
   T a = core.reg<T>(u->dst);
   if constexpr (Flags) {
     const ArithFlags f = host::binary<Op>(a, b, core.flags);
@@ -55,7 +55,7 @@ const Uop* from_memory(Core& core, const Uop* u) {
 template <Binary Op, class T, Source From>
 const Uop* compare_memory(Core& core, const Uop* u) {
   T a;
-  if (!load_operand(core, u, a)) return core.abort(u);
+  if (!load_operand(core, u, a)) return refuse(core, u);
   core.flags = host::binary<Op>(a, source<T, From>(core, u), core.flags);
   return next(core, u);
 }

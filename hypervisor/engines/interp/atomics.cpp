@@ -77,13 +77,39 @@ template <class T>
   core.flags = f;
 }
 
+/// Whether a failed 32-bit comparison clears the destination's upper half differs between makers:
+/// the host's instruction works on the whole registers.
+[[gnu::always_inline]] inline ArithFlags host_cmpxchg32(std::uint64_t& accumulator,
+                                                        std::uint64_t& destination,
+                                                        std::uint64_t source) noexcept {
+  std::uint64_t a = accumulator;
+  std::uint64_t found = 0;
+  asm("cmpxchg %k[s], %k[d]\n\tmov %%rax, %[f]\n\tlahf\n\tseto %%al"
+      : [d] "+&r"(destination), "+&a"(a), [f] "=&r"(found)
+      : [s] "r"(source)
+      : "cc");
+  accumulator = found;
+  return static_cast<ArithFlags>(a);
+}
+
 template <class T>
 const Uop* cmpxchg_register(Core& core, const Uop* u) {
-  T expected = core.reg<T>(kAx);
-  const T found = core.reg<T>(u->dst);
-  const ArithFlags f = host::binary<host::Binary::cmp>(expected, found, core.flags);
-  core.set_reg<T>(u->dst, (f & kFlagZF) != 0 ? core.reg<T>(u->src) : found);
-  commit_accumulator(core, found, f);
+  if constexpr (sizeof(T) == 4) {
+    auto accumulator = core.reg<std::uint64_t>(kAx);
+    auto destination = core.reg<std::uint64_t>(u->dst);
+    const ArithFlags f =
+        host_cmpxchg32(accumulator, destination, core.reg<std::uint64_t>(u->src));
+    // One register may be both: a failed comparison writes the accumulator last.
+    core.set_reg<std::uint64_t>(u->dst, destination);
+    if ((f & kFlagZF) == 0) core.set_reg<std::uint64_t>(kAx, accumulator);
+    core.flags = f;
+  } else {
+    T expected = core.reg<T>(kAx);
+    const T found = core.reg<T>(u->dst);
+    const ArithFlags f = host::binary<host::Binary::cmp>(expected, found, core.flags);
+    if ((f & kFlagZF) != 0) core.set_reg<T>(u->dst, core.reg<T>(u->src));
+    commit_accumulator(core, found, f);
+  }
   return next(core, u);
 }
 

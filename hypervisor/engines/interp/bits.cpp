@@ -91,7 +91,7 @@ const Uop* bit_memory(Core& core, const Uop* u) {
   const ArithFlags in = core.flags;
   if constexpr (Op == BitTest::test) {
     T x;
-    if (!load_value(core, va, x)) return core.abort(u);
+    if (!load_value(core, va, x)) return refuse(core, u);
     core.flags = bit_test<Op>(x, n, in);
     return next(core, u);
   } else {
@@ -171,7 +171,7 @@ template <Scan Op, class T, bool Memory>
 const Uop* scan_to_register(Core& core, const Uop* u) {
   T s;
   if constexpr (Memory) {
-    if (!load_operand(core, u, s)) return core.abort(u);
+    if (!load_operand(core, u, s)) return refuse(core, u);
   } else {
     s = core.reg<T>(u->src);
   }
@@ -231,7 +231,7 @@ template <Vex Op, class T, bool Memory>
 const Uop* vex_to_register(Core& core, const Uop* u) {
   T rm;
   if constexpr (Memory) {
-    if (!load_operand(core, u, rm)) return core.abort(u);
+    if (!load_operand(core, u, rm)) return refuse(core, u);
   } else {
     rm = core.reg<T>(u->src);
   }
@@ -250,7 +250,7 @@ template <bool Overflow, class T, bool Memory>
 const Uop* add_one_flag(Core& core, const Uop* u) {
   T b;
   if constexpr (Memory) {
-    if (!load_operand(core, u, b)) return core.abort(u);
+    if (!load_operand(core, u, b)) return refuse(core, u);
   } else {
     b = core.reg<T>(u->src);
   }
@@ -277,7 +277,7 @@ template <class T, bool Memory>
 const Uop* crc32(Core& core, const Uop* u) {
   T b;
   if constexpr (Memory) {
-    if (!load_operand(core, u, b)) return core.abort(u);
+    if (!load_operand(core, u, b)) return refuse(core, u);
   } else {
     b = core.reg<T>(u->src);
   }

@@ -113,7 +113,7 @@ const Uop* loop(Core& core, const Uop* u) {
 template <Ip W, bool Linked>
 const Uop* call_relative(Core& core, const Uop* u) {
   const std::uint64_t va = relative<W>(core, u);
-  if (!push_value<kLong<W>>(core, return_address<W>(core, u))) return core.abort(u);
+  if (!push_value<kLong<W>>(core, return_address<W>(core, u))) return refuse_stack(core, u);
   return go<Linked>(core, u, va, u + 1);
 }
 
@@ -130,7 +130,7 @@ template <Ip W, bool Memory>
 template <Ip W, bool Memory>
 const Uop* jmp_indirect(Core& core, const Uop* u) {
   IpType<W> ip{};
-  if (!indirect_target<W, Memory>(core, u, ip)) return core.abort(u);
+  if (!indirect_target<W, Memory>(core, u, ip)) return refuse(core, u);
   if (!allowed<W>(ip)) [[unlikely]]
     return core.fault(u, cpu::GP, 0);
   return core.jump(u, target_of<W>(core, ip));
@@ -139,10 +139,10 @@ const Uop* jmp_indirect(Core& core, const Uop* u) {
 template <Ip W, bool Memory>
 const Uop* call_indirect(Core& core, const Uop* u) {
   IpType<W> ip{};
-  if (!indirect_target<W, Memory>(core, u, ip)) return core.abort(u);
+  if (!indirect_target<W, Memory>(core, u, ip)) return refuse(core, u);
   if (!allowed<W>(ip)) [[unlikely]]
     return core.fault(u, cpu::GP, 0);
-  if (!push_value<kLong<W>>(core, return_address<W>(core, u))) return core.abort(u);
+  if (!push_value<kLong<W>>(core, return_address<W>(core, u))) return refuse_stack(core, u);
   return core.jump(u, target_of<W>(core, ip));
 }
 
@@ -151,7 +151,7 @@ template <Ip W>
 const Uop* ret(Core& core, const Uop* u) {
   using S = Stack<kLong<W>>;
   IpType<W> ip{};
-  if (!peek_value<kLong<W>>(core, ip)) return core.abort(u);
+  if (!peek_value<kLong<W>>(core, ip)) return refuse_stack(core, u);
   if (!allowed<W>(ip)) [[unlikely]]
     return core.fault(u, cpu::GP, 0);
   S::commit(core, S::moved(core, sizeof ip + u->imm));

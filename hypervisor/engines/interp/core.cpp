@@ -208,10 +208,7 @@ bool Core::fetch_page(std::uint64_t va, const std::byte*& host, PA& pa) {
   if (!canonical(va)) return record_exception(cpu::GP, 0);
   ++counters.tlb_misses;
   const Access access{AccessKind::execute, user, false};
-  const auto t = env.mmu->translate(env.id, address, access);
-  if ((attention_flags.load(std::memory_order_acquire) & attention::kInvalidate) != 0) {
-    process_invalidations();
-  }
+  const auto t = ask_mmu(address, access);
   if (!t) return record_fault(t.error(), access);
   host = env.window.host(t->page) + address.page_offset();
   pa = t->pa + address.page_offset();
@@ -389,7 +386,7 @@ void Core::memory_written(PA pa, std::uint64_t length) noexcept {
   attend(attention::kCodeWritten);
 }
 
-void Core::process_invalidations() noexcept {
+bool Core::process_invalidations() noexcept {
   Invalidation what;
   std::vector<std::pair<PA, std::uint64_t>> written;
   {
@@ -400,6 +397,7 @@ void Core::process_invalidations() noexcept {
   }
   attention_flags.fetch_and(~(attention::kInvalidate | attention::kCodeWritten),
                             std::memory_order_acq_rel);
+  if (!what.all && what.ranges.empty() && written.empty()) return false;
   for (const auto& [pa, length] : written) code_written(pa, length);
   if (what.all) {
     tlb_.flush_all();
@@ -408,6 +406,7 @@ void Core::process_invalidations() noexcept {
     tlb_.flush_physical(what.ranges);
     ++generation_;
   }
+  return true;
 }
 
 }  // namespace strata::interp

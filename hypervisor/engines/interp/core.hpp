@@ -371,7 +371,11 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool fetch_page(std::uint64_t va, const std::byte*& host, PA& pa);
   Block* build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeMode mode);
   bool crossing_bytes(std::uint64_t va, PA pa, std::array<std::byte, 32>& bytes, unsigned& count);
-  void process_invalidations() noexcept;
+  /// Mmu::translate(), as the quiescent point it is: other holders' frees need not wait for it, and
+  /// the answer is asked for again if an invalidation arrived meanwhile.
+  Expected<Translation, Fault> ask_mmu(VA va, Access access);
+  /// Drops what the mailbox names. False: there was nothing.
+  bool process_invalidations() noexcept;
   void code_written(PA pa, std::uint64_t length);
   [[nodiscard]] bool canonical(std::uint64_t va) const noexcept {
     return !long_mode() ||

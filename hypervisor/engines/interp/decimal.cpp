@@ -83,7 +83,7 @@ const Uop* bound(Core& core, const Uop* u) {
   T upper;
   if (!load_value(core, core.linear(u, offset), lower) ||
       !load_value(core, core.linear(u, offset + sizeof(T)), upper)) {
-    return core.abort(u);
+    return refuse(core, u);
   }
   const auto index = static_cast<S>(core.reg<T>(u->dst));
   if (index < static_cast<S>(lower) || index > static_cast<S>(upper)) {

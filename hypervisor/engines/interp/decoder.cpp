@@ -8,42 +8,17 @@
 #include "engines/interp/branches.hpp"
 #include "engines/interp/core.hpp"
 #include "engines/interp/lower.hpp"
+#include "isa/decode.hpp"
 #include "isa/opcodes.hpp"
 
 namespace strata::interp {
 namespace {
 
-using cpu::Feature;
-
 constexpr unsigned kMaxInstructions = 32;
-constexpr std::size_t kMaxLength = 15;  // SDM 2A 2.3.11
 constexpr std::uint32_t kArithmetic = cpu::rflags::ARITHMETIC;
 
 /// How decoding one instruction ended.
 enum class Verdict : std::uint8_t { good, undefined, too_long, out_of_bytes };
-
-ZydisDecoder make_decoder(DecodeMode mode, const cpu::CpuModel& model) {
-  const auto machine = mode.bits == 64   ? ZYDIS_MACHINE_MODE_LONG_64
-                       : mode.bits == 32 ? ZYDIS_MACHINE_MODE_LEGACY_32
-                                         : ZYDIS_MACHINE_MODE_LEGACY_16;
-  const auto stack = mode.bits == 64 ? ZYDIS_STACK_WIDTH_64
-                     : mode.stack32  ? ZYDIS_STACK_WIDTH_32
-                                     : ZYDIS_STACK_WIDTH_16;
-  ZydisDecoder decoder;
-  ZydisDecoderInit(&decoder, machine, stack);
-  const auto enable = [&decoder](ZydisDecoderMode what, bool on) {
-    ZydisDecoderEnableMode(&decoder, what, on ? ZYAN_TRUE : ZYAN_FALSE);
-  };
-  // No model has MPX or CET: their opcodes are the NOPs they were reserved as (SDM 2B NOP).
-  enable(ZYDIS_DECODER_MODE_MPX, false);
-  enable(ZYDIS_DECODER_MODE_CET, false);
-  // F3 BSF and F3 BSR are what they say without these features.
-  enable(ZYDIS_DECODER_MODE_LZCNT, model.has(Feature::lzcnt));
-  enable(ZYDIS_DECODER_MODE_TZCNT, model.has(Feature::bmi1));
-  enable(ZYDIS_DECODER_MODE_WBNOINVD, false);
-  enable(ZYDIS_DECODER_MODE_CLDEMOTE, false);
-  return decoder;
-}
 
 /// Whether an operand in memory is accessed in one of the ways of `actions`.
 bool touches_memory(const Decoded& d, unsigned actions) {
@@ -99,7 +74,7 @@ class Run {
   /// Pass 1. A run that crosses into the next page is one instruction, so that each page's blocks
   /// depend on that page alone.
   void decode() {
-    const ZydisDecoder decoder = make_decoder(mode_, model_);
+    const ZydisDecoder decoder = isa::make_decoder(mode_.bits, mode_.stack32, model_);
     const bool crosses = page_offset_ + available_ > kPageSize;
     const unsigned limit = mode_.single || crosses ? 1 : kMaxInstructions;
     while (count_ < limit && bytes_ < available_) {
@@ -114,7 +89,7 @@ class Run {
       ++count_;
       if (e.verdict != Verdict::good) {
         // Whatever the processor looked at decides that it stays undefined.
-        bytes_ += static_cast<unsigned>(std::min(kMaxLength, available_ - bytes_));
+        bytes_ += static_cast<unsigned>(std::min(isa::kMaxInstructionBytes, available_ - bytes_));
         return;
       }
       bytes_ += e.d.insn.length;
@@ -127,7 +102,7 @@ class Run {
     e.d.bytes = {};
     const std::size_t left = available_ - bytes_;
     const ZyanStatus status =
-        ZydisDecoderDecodeFull(&decoder, code_ + bytes_, left, &e.d.insn, e.d.operands.data());
+        isa::decode(decoder, code_ + bytes_, left, e.d.insn, e.d.operands.data());
     if (ZYAN_SUCCESS(status)) {
       std::memcpy(e.d.bytes.data(), code_ + bytes_, e.d.insn.length);
       e.opcode = isa::opcode_of(e.d.insn, e.d.operands.data());

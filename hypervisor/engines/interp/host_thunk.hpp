@@ -21,8 +21,8 @@ namespace strata::interp {
 /// In and out of a thunk, besides the vector registers and memory. Fields a thunk does not use
 /// need no value.
 struct ThunkFrame {
-  std::uint64_t gpr;        ///< the general register operand
-  std::uint64_t rax;        ///< implicit inputs of PCMPESTRx
+  std::uint64_t gpr;  ///< the general register operand
+  std::uint64_t rax;  ///< implicit inputs of PCMPESTRx
   std::uint64_t rdx;
   std::uint64_t rcx;        ///< implicit result of PCMPxSTRI
   std::uint32_t mxcsr_in;   ///< rounding and denormal control, all exceptions masked, no flags

@@ -91,8 +91,8 @@ ThunkCode emit_vector(const ThunkForm& form) {
     if (form.slots[i].written) move_slot(e, form, i, true);
   }
   if (form.floating) e.patch(static_cast<std::uint16_t>(skip - 1), e.here() - skip);
-  if (form.uses_mmx) e.put({0x0F, 0x77});                             // EMMS
-  if (form.kind == ThunkKind::avx) e.put({0xC5, 0xF8, 0x77});         // VZEROUPPER
+  if (form.uses_mmx) e.put({0x0F, 0x77});                      // EMMS
+  if (form.kind == ThunkKind::avx) e.put({0xC5, 0xF8, 0x77});  // VZEROUPPER
   e.put({0xC3});
   return e.code();
 }

@@ -34,8 +34,10 @@ std::span<const ZydisDecodedOperand> operands(const Lowering& l) {
 /// Whether rounding, denormal control or exception flags of MXCSR matter.
 bool is_floating(const ZydisDecodedInstruction& insn) {
   switch (insn.meta.exception_class) {
-    case ZYDIS_EXCEPTION_CLASS_SSE2: case ZYDIS_EXCEPTION_CLASS_SSE3:
-    case ZYDIS_EXCEPTION_CLASS_AVX2: case ZYDIS_EXCEPTION_CLASS_AVX3:
+    case ZYDIS_EXCEPTION_CLASS_SSE2:
+    case ZYDIS_EXCEPTION_CLASS_SSE3:
+    case ZYDIS_EXCEPTION_CLASS_AVX2:
+    case ZYDIS_EXCEPTION_CLASS_AVX3:
     case ZYDIS_EXCEPTION_CLASS_AVX11:
       return true;
     case ZYDIS_EXCEPTION_CLASS_NONE:
@@ -52,9 +54,9 @@ class FormBuilder {
   explicit FormBuilder(const Lowering& l) : l_{l} {}
 
   bool collect() {
-    const bool implicit_xmm0 = std::any_of(
-        operands(l_).begin(), operands(l_).end(),
-        [](const auto& op) { return !is_visible(op) && is_vector_register(op); });
+    const bool implicit_xmm0 =
+        std::any_of(operands(l_).begin(), operands(l_).end(),
+                    [](const auto& op) { return !is_visible(op) && is_vector_register(op); });
     next_host_ = implicit_xmm0 ? 1 : 0;
     for (const ZydisDecodedOperand& op : operands(l_)) {
       if (is_visible(op) && !take_explicit(op)) return false;
@@ -118,14 +120,19 @@ class FormBuilder {
     switch (op.reg.value) {
       case ZYDIS_REGISTER_XMM0:
         return take_slot(op, 0);
-      case ZYDIS_REGISTER_EAX: case ZYDIS_REGISTER_RAX: case ZYDIS_REGISTER_EDX:
+      case ZYDIS_REGISTER_EAX:
+      case ZYDIS_REGISTER_RAX:
+      case ZYDIS_REGISTER_EDX:
       case ZYDIS_REGISTER_RDX:
         form.length_inputs = true;
         return !writes(op);
-      case ZYDIS_REGISTER_ECX: case ZYDIS_REGISTER_RCX:
+      case ZYDIS_REGISTER_ECX:
+      case ZYDIS_REGISTER_RCX:
         form.index_output = true;
         return !reads(op);
-      case ZYDIS_REGISTER_FLAGS: case ZYDIS_REGISTER_EFLAGS: case ZYDIS_REGISTER_RFLAGS:
+      case ZYDIS_REGISTER_FLAGS:
+      case ZYDIS_REGISTER_EFLAGS:
+      case ZYDIS_REGISTER_RFLAGS:
         form.flags_written = writes(op);
         return !reads(op);
       default:
@@ -186,10 +193,16 @@ class Encoder {
     if (rex != 0) put(0x40U | rex);
     put(0x0F);
     switch (l_.insn.opcode_map) {
-      case ZYDIS_OPCODE_MAP_0F: return true;
-      case ZYDIS_OPCODE_MAP_0F38: put(0x38); return true;
-      case ZYDIS_OPCODE_MAP_0F3A: put(0x3A); return true;
-      default: return false;
+      case ZYDIS_OPCODE_MAP_0F:
+        return true;
+      case ZYDIS_OPCODE_MAP_0F38:
+        put(0x38);
+        return true;
+      case ZYDIS_OPCODE_MAP_0F3A:
+        put(0x3A);
+        return true;
+      default:
+        return false;
     }
   }
 
@@ -217,8 +230,8 @@ bool same_operation(const Lowering& l, const ThunkForm& form) {
   ZydisDecodedInstruction insn;
   std::array<ZydisDecodedOperand, ZYDIS_MAX_OPERAND_COUNT> ops;
   if (!ZYAN_SUCCESS(ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)) ||
-      !ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, form.bytes.data(), form.size, &insn,
-                                           ops.data()))) {
+      !ZYAN_SUCCESS(
+          ZydisDecoderDecodeFull(&decoder, form.bytes.data(), form.size, &insn, ops.data()))) {
     return false;
   }
   if (insn.mnemonic != l.insn.mnemonic || insn.length != form.size ||
@@ -244,10 +257,11 @@ bool same_operation(const Lowering& l, const ThunkForm& form) {
 std::optional<ThunkForm> normal_form(const Lowering& l) {
   FormBuilder builder{l};
   if (!builder.collect()) return std::nullopt;
-  const bool w = is_vex(l) ? l.insn.raw.vex.W != 0
-                           : (l.insn.attributes & ZYDIS_ATTRIB_HAS_REX) != 0 &&
-                                 l.insn.raw.rex.W != 0;
-  // Outside 64-bit mode W is ignored where it would select a 64-bit general register (SDM 2A 2.3.5.5).
+  const bool w = is_vex(l)
+                     ? l.insn.raw.vex.W != 0
+                     : (l.insn.attributes & ZYDIS_ATTRIB_HAS_REX) != 0 && l.insn.raw.rex.W != 0;
+  // Outside 64-bit mode W is ignored where it would select a 64-bit general register (SDM
+  // 2A 2.3.5.5).
   for (const bool try_w : {w, false}) {
     ThunkForm form = builder.form;
     if (Encoder{l, builder, try_w, form}.encode() && same_operation(l, form)) return form;

@@ -57,6 +57,17 @@ bool Core::record_fault(const Fault& f, Access access) {
                                     : "unexpected fault of an access"});
 }
 
+Expected<Translation, Fault> Core::ask_mmu(VA va, Access access) {
+  for (;;) {
+    passed_.store(~0ULL, std::memory_order_release);
+    auto t = env.mmu->translate(env.id, va, access);
+    // The call may itself have moved the page (demand-zero, unshare) or begun to trace one; and
+    // what another thread took away meanwhile may be gone already. Only an answer that no
+    // invalidation followed is safe to use.
+    if (!process_invalidations()) return t;
+  }
+}
+
 bool Core::locate(std::uint64_t va, unsigned /*size*/, Access access, Place& place) {
   const VA address{va};
   const TlbMode mode = mode_of(access);
@@ -70,11 +81,7 @@ bool Core::locate(std::uint64_t va, unsigned /*size*/, Access access, Place& pla
   }
   if (!canonical(va)) return record_exception(cpu::GP, 0);
   ++counters.tlb_misses;
-  const auto t = env.mmu->translate(env.id, address, access);
-  // The call was a quiescent point, and may itself have moved the page (demand-zero, unshare).
-  if ((attention_flags.load(std::memory_order_acquire) & attention::kInvalidate) != 0) {
-    process_invalidations();
-  }
+  const auto t = ask_mmu(address, access);
   if (!t) {
     const Fault& f = t.error();
     place.pa = f.pa;

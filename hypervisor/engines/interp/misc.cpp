@@ -63,7 +63,7 @@ const Uop* pause_hint(Core& core, const Uop* u) {
 /// CLFLUSH and family fault as a load of one byte does (SDM 2A CLFLUSH); memory here is coherent.
 const Uop* touch(Core& core, const Uop* u) {
   std::uint8_t v;
-  if (!load_operand(core, u, v)) return core.abort(u);
+  if (!load_operand(core, u, v)) return refuse(core, u);
   return next(core, u);
 }
 

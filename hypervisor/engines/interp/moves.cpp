@@ -23,20 +23,20 @@ const Uop* mov_immediate(Core& core, const Uop* u) {
 template <class T>
 const Uop* mov_load(Core& core, const Uop* u) {
   T v;
-  if (!load_operand(core, u, v)) return core.abort(u);
+  if (!load_operand(core, u, v)) return refuse(core, u);
   core.set_reg<T>(u->dst, v);
   return next(core, u);
 }
 
 template <class T>
 const Uop* mov_store(Core& core, const Uop* u) {
-  if (!core.store<T>(address_of(core, u), core.reg<T>(u->src))) return core.abort(u);
+  if (!core.store<T>(address_of(core, u), core.reg<T>(u->src))) return refuse(core, u);
   return next(core, u);
 }
 
 template <class T>
 const Uop* mov_store_immediate(Core& core, const Uop* u) {
-  if (!core.store<T>(address_of(core, u), static_cast<T>(u->imm))) return core.abort(u);
+  if (!core.store<T>(address_of(core, u), static_cast<T>(u->imm))) return refuse(core, u);
   return next(core, u);
 }
 
@@ -46,14 +46,14 @@ std::uint64_t moffs_address(Core& core, const Uop* u) { return core.linear(u, u-
 template <class T>
 const Uop* mov_load_moffs(Core& core, const Uop* u) {
   T v;
-  if (!load_value(core, moffs_address(core, u), v)) return core.abort(u);
+  if (!load_value(core, moffs_address(core, u), v)) return refuse(core, u);
   core.set_reg<T>(u->dst, v);
   return next(core, u);
 }
 
 template <class T>
 const Uop* mov_store_moffs(Core& core, const Uop* u) {
-  if (!core.store<T>(moffs_address(core, u), core.reg<T>(u->src))) return core.abort(u);
+  if (!core.store<T>(moffs_address(core, u), core.reg<T>(u->src))) return refuse(core, u);
   return next(core, u);
 }
 
@@ -77,7 +77,7 @@ const Uop* extend_register(Core& core, const Uop* u) {
 template <class Dst, class Src, bool Signed>
 const Uop* extend_load(Core& core, const Uop* u) {
   Src v;
-  if (!load_operand(core, u, v)) return core.abort(u);
+  if (!load_operand(core, u, v)) return refuse(core, u);
   core.set_reg<Dst>(u->dst, extend<Dst, Src, Signed>(v));
   return next(core, u);
 }
@@ -113,7 +113,7 @@ const Uop* cmov_register(Core& core, const Uop* u) {
 template <class T, unsigned Code>
 const Uop* cmov_load(Core& core, const Uop* u) {
   T v;
-  if (!load_operand(core, u, v)) return core.abort(u);
+  if (!load_operand(core, u, v)) return refuse(core, u);
   core.set_reg<T>(u->dst, condition<Code>(core.flags) ? v : core.reg<T>(u->dst));
   return next(core, u);
 }
@@ -127,7 +127,7 @@ const Uop* set_register(Core& core, const Uop* u) {
 template <unsigned Code>
 const Uop* set_store(Core& core, const Uop* u) {
   const std::uint8_t v = condition<Code>(core.flags) ? 1 : 0;
-  if (!core.store<std::uint8_t>(address_of(core, u), v)) return core.abort(u);
+  if (!core.store<std::uint8_t>(address_of(core, u), v)) return refuse(core, u);
   return next(core, u);
 }
 
@@ -152,14 +152,14 @@ const Uop* bswap(Core& core, const Uop* u) {
 template <class T>
 const Uop* movbe_load(Core& core, const Uop* u) {
   T v;
-  if (!load_operand(core, u, v)) return core.abort(u);
+  if (!load_operand(core, u, v)) return refuse(core, u);
   core.set_reg<T>(u->dst, swap_bytes(v));
   return next(core, u);
 }
 
 template <class T>
 const Uop* movbe_store(Core& core, const Uop* u) {
-  if (!core.store<T>(address_of(core, u), swap_bytes(core.reg<T>(u->src)))) return core.abort(u);
+  if (!core.store<T>(address_of(core, u), swap_bytes(core.reg<T>(u->src)))) return refuse(core, u);
   return next(core, u);
 }
 

@@ -100,7 +100,7 @@ template <class T, bool Memory>
 template <bool Signed, class T, bool Memory>
 const Uop* multiply_wide(Core& core, const Uop* u) {
   T b;
-  if (!operand<T, Memory>(core, u, b)) return core.abort(u);
+  if (!operand<T, Memory>(core, u, b)) return refuse(core, u);
   T lo = core.reg<T>(kAx);
   T hi = 0;
   const ArithFlags f = multiply<Signed>(lo, hi, b, core.flags);
@@ -113,7 +113,7 @@ const Uop* multiply_wide(Core& core, const Uop* u) {
 template <bool Signed, class T, bool Memory>
 const Uop* divide_wide(Core& core, const Uop* u) {
   T b;
-  if (!operand<T, Memory>(core, u, b)) return core.abort(u);
+  if (!operand<T, Memory>(core, u, b)) return refuse(core, u);
   T lo = core.reg<T>(kAx);
   T hi = core.reg<T>(kHigh<T>);
   if (!divisible<Signed>(lo, hi, b)) return core.fault(u, cpu::DE);
@@ -130,7 +130,7 @@ enum class Form : std::uint8_t { two, three };
 template <class T, bool Memory, Form F>
 const Uop* multiply_truncated(Core& core, const Uop* u) {
   T b;
-  if (!operand<T, Memory>(core, u, b)) return core.abort(u);
+  if (!operand<T, Memory>(core, u, b)) return refuse(core, u);
   T a = F == Form::two ? core.reg<T>(u->dst) : static_cast<T>(u->imm);
   ArithFlags f = core.flags;
   asm("add $127, %%al\n\tsahf\n\timul %[b], %[a]\n\tlahf\n\tseto %%al"
@@ -146,7 +146,7 @@ const Uop* multiply_truncated(Core& core, const Uop* u) {
 template <class T, bool Memory>
 const Uop* mulx(Core& core, const Uop* u) {
   T b;
-  if (!operand<T, Memory>(core, u, b)) return core.abort(u);
+  if (!operand<T, Memory>(core, u, b)) return refuse(core, u);
   const uint128 product = static_cast<uint128>(core.reg<T>(kDx)) * b;
   core.set_reg<T>(u->aux, static_cast<T>(product));
   core.set_reg<T>(u->dst, static_cast<T>(product >> sizeof(T) * 8));

@@ -118,7 +118,7 @@ template <class T, bool Read>
 const Uop* port_string(Core& core, const Uop* u) {
   const auto port = core.reg<std::uint16_t>(cpu::RDX * 8);
   const bool repeated = u->aux2 != 0;
-  if (repeated && counter(core, u, cpu::RCX) == 0) return u + 1;
+  if (repeated && counter(core, u, cpu::RCX) == 0) return core.finish(u);
   if (const Outcome o = check_port(core, port, sizeof(T)); !o.ok()) return give_up(core, u, o);
   const std::uint64_t step =
       (core.rflags_other & cpu::rflags::DF) != 0 ? 0ULL - sizeof(T) : sizeof(T);

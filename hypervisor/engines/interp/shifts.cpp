@@ -96,7 +96,7 @@ template <Shift Op, class T, bool Memory>
 const Uop* shift_flagless(Core& core, const Uop* u) {
   T x;
   if constexpr (Memory) {
-    if (!load_operand(core, u, x)) return core.abort(u);
+    if (!load_operand(core, u, x)) return refuse(core, u);
   } else {
     x = core.reg<T>(u->src);
   }

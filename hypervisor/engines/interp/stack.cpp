@@ -10,20 +10,21 @@ namespace {
 
 template <bool Long, class T>
 const Uop* push_register(Core& core, const Uop* u) {
-  if (!push_value<Long, T>(core, core.reg<T>(u->src))) return core.abort(u);
+  if (!push_value<Long, T>(core, core.reg<T>(u->src))) return refuse_stack(core, u);
   return next(core, u);
 }
 
 template <bool Long, class T>
 const Uop* push_immediate(Core& core, const Uop* u) {
-  if (!push_value<Long, T>(core, static_cast<T>(u->imm))) return core.abort(u);
+  if (!push_value<Long, T>(core, static_cast<T>(u->imm))) return refuse_stack(core, u);
   return next(core, u);
 }
 
 template <bool Long, class T>
 const Uop* push_memory(Core& core, const Uop* u) {
   T v;
-  if (!load_operand(core, u, v) || !push_value<Long, T>(core, v)) return core.abort(u);
+  if (!load_operand(core, u, v)) return refuse(core, u);
+  if (!push_value<Long, T>(core, v)) return refuse_stack(core, u);
   return next(core, u);
 }
 
@@ -31,7 +32,7 @@ const Uop* push_memory(Core& core, const Uop* u) {
 template <bool Long, class T>
 const Uop* pop_register(Core& core, const Uop* u) {
   T v;
-  if (!peek_value<Long>(core, v)) return core.abort(u);
+  if (!peek_value<Long>(core, v)) return refuse_stack(core, u);
   Stack<Long>::commit(core, Stack<Long>::moved(core, sizeof(T)));
   core.set_reg<T>(u->dst, v);
   return next(core, u);
@@ -41,12 +42,12 @@ const Uop* pop_register(Core& core, const Uop* u) {
 template <bool Long, class T>
 const Uop* pop_memory(Core& core, const Uop* u) {
   T v;
-  if (!peek_value<Long>(core, v)) return core.abort(u);
+  if (!peek_value<Long>(core, v)) return refuse_stack(core, u);
   const std::uint64_t before = core.r[cpu::RSP];
   Stack<Long>::commit(core, Stack<Long>::moved(core, sizeof(T)));
   const std::uint64_t va = address_of(core, u);
   const std::uint64_t after = std::exchange(core.r[cpu::RSP], before);
-  if (!core.store<T>(va, v)) return core.abort(u);
+  if (!core.store<T>(va, v)) return refuse(core, u);
   core.r[cpu::RSP] = after;
   return next(core, u);
 }
@@ -56,7 +57,7 @@ template <bool Long, class T>
 const Uop* leave_frame(Core& core, const Uop* u) {
   const std::uint64_t sp = Stack<Long>::wrapped(core, core.r[cpu::RBP]);
   T v;
-  if (!load_value(core, Stack<Long>::linear(core, sp), v)) return core.abort(u);
+  if (!load_value(core, Stack<Long>::linear(core, sp), v)) return refuse_stack(core, u);
   Stack<Long>::commit(core, Stack<Long>::wrapped(core, sp + sizeof(T)));
   core.set_reg<T>(cpu::RBP * 8, v);
   return next(core, u);
@@ -68,22 +69,22 @@ template <bool Long, class T>
 const Uop* enter_frame(Core& core, const Uop* u) {
   using S = Stack<Long>;
   std::uint64_t sp = S::moved(core, 0 - std::uint64_t{sizeof(T)});
-  if (!core.store<T>(S::linear(core, sp), core.reg<T>(cpu::RBP * 8))) return core.abort(u);
+  if (!core.store<T>(S::linear(core, sp), core.reg<T>(cpu::RBP * 8))) return refuse_stack(core, u);
   const std::uint64_t frame = sp;
   std::uint64_t bp = core.r[cpu::RBP];
   for (unsigned level = 1; level < u->aux; ++level) {
     bp = S::wrapped(core, bp - sizeof(T));
     T display;
-    if (!load_value(core, S::linear(core, bp), display)) return core.abort(u);
+    if (!load_value(core, S::linear(core, bp), display)) return refuse_stack(core, u);
     sp = S::wrapped(core, sp - sizeof(T));
-    if (!core.store<T>(S::linear(core, sp), display)) return core.abort(u);
+    if (!core.store<T>(S::linear(core, sp), display)) return refuse_stack(core, u);
   }
   if (u->aux > 0) {
     sp = S::wrapped(core, sp - sizeof(T));
-    if (!core.store<T>(S::linear(core, sp), static_cast<T>(frame))) return core.abort(u);
+    if (!core.store<T>(S::linear(core, sp), static_cast<T>(frame))) return refuse_stack(core, u);
   }
   sp = S::wrapped(core, sp - u->imm);
-  if (!core.check_store(S::linear(core, sp), sizeof(T))) return core.abort(u);
+  if (!core.check_store(S::linear(core, sp), sizeof(T))) return refuse_stack(core, u);
   S::commit(core, sp);
   core.set_reg<T>(cpu::RBP * 8, static_cast<T>(frame));
   return next(core, u);
@@ -97,7 +98,7 @@ const Uop* push_all(Core& core, const Uop* u) {
   for (std::uint8_t i = 0; i < 8; ++i) {
     sp = S::wrapped(core, sp - sizeof(T));
     const auto offset = static_cast<std::uint8_t>(i * 8);
-    if (!core.store<T>(S::linear(core, sp), core.reg<T>(offset))) return core.abort(u);
+    if (!core.store<T>(S::linear(core, sp), core.reg<T>(offset))) return refuse_stack(core, u);
   }
   S::commit(core, sp);
   return next(core, u);
@@ -110,7 +111,7 @@ const Uop* pop_all(Core& core, const Uop* u) {
   std::array<T, 8> image{};
   std::uint64_t sp = S::moved(core, 0);
   for (unsigned i = 8; i-- > 0;) {
-    if (i != cpu::RSP && !core.load(S::linear(core, sp), image[i])) return core.abort(u);
+    if (i != cpu::RSP && !core.load(S::linear(core, sp), image[i])) return refuse_stack(core, u);
     sp = S::wrapped(core, sp + sizeof(T));
   }
   for (std::uint8_t i = 0; i < 8; ++i) {

@@ -62,24 +62,31 @@ template <Unit Which>
   namespace cr4 = cpu::cr4;
   const std::uint64_t c0 = core.arch.cr0;
   if constexpr (Which == Unit::sse) {
-    if ((c0 & cr0::EM) != 0 || (core.arch.cr4 & cr4::OSFXSR) == 0) [[unlikely]] return cpu::UD;
-    if ((c0 & cr0::TS) != 0) [[unlikely]] return cpu::NM;
+    if ((c0 & cr0::EM) != 0 || (core.arch.cr4 & cr4::OSFXSR) == 0) [[unlikely]]
+      return cpu::UD;
+    if ((c0 & cr0::TS) != 0) [[unlikely]]
+      return cpu::NM;
   } else if constexpr (Which == Unit::avx) {
     // VEX prefixes do not exist in real-address and virtual-8086 mode (SDM 2A 2.3.3).
-    const bool protected_mode =
-        (c0 & cr0::PE) != 0 && (core.rflags_other & cpu::rflags::VM) == 0;
-    if ((core.arch.cr4 & cr4::OSXSAVE) == 0 || (core.arch.vector.xcr0 & 6) != 6 ||
-        !protected_mode) [[unlikely]] {
+    const bool protected_mode = (c0 & cr0::PE) != 0 && (core.rflags_other & cpu::rflags::VM) == 0;
+    if ((core.arch.cr4 & cr4::OSXSAVE) == 0 || (core.arch.vector.xcr0 & 6) != 6 || !protected_mode)
+        [[unlikely]] {
       return cpu::UD;
     }
-    if ((c0 & cr0::TS) != 0) [[unlikely]] return cpu::NM;
+    if ((c0 & cr0::TS) != 0) [[unlikely]]
+      return cpu::NM;
   } else if constexpr (Which == Unit::mmx) {
-    if ((c0 & cr0::EM) != 0) [[unlikely]] return cpu::UD;
-    if ((c0 & cr0::TS) != 0) [[unlikely]] return cpu::NM;
-    if (x87_exception_pending(core)) [[unlikely]] return cpu::MF;
+    if ((c0 & cr0::EM) != 0) [[unlikely]]
+      return cpu::UD;
+    if ((c0 & cr0::TS) != 0) [[unlikely]]
+      return cpu::NM;
+    if (x87_exception_pending(core)) [[unlikely]]
+      return cpu::MF;
   } else {
-    if ((c0 & (cr0::EM | cr0::TS)) != 0) [[unlikely]] return cpu::NM;
-    if (Which == Unit::x87_waiting && x87_exception_pending(core)) [[unlikely]] return cpu::MF;
+    if ((c0 & (cr0::EM | cr0::TS)) != 0) [[unlikely]]
+      return cpu::NM;
+    if (Which == Unit::x87_waiting && x87_exception_pending(core)) [[unlikely]]
+      return cpu::MF;
   }
   return 0;
 }

@@ -51,14 +51,29 @@ bool lower_vector_control(Lowering& l) {
   Handler fn = nullptr;
   std::uint8_t aux = 0;
   switch (l.insn.mnemonic) {
-    case ZYDIS_MNEMONIC_LDMXCSR: fn = load_mxcsr<Unit::sse>; break;
-    case ZYDIS_MNEMONIC_VLDMXCSR: fn = load_mxcsr<Unit::avx>; break;
-    case ZYDIS_MNEMONIC_STMXCSR: fn = store_mxcsr<Unit::sse>; break;
-    case ZYDIS_MNEMONIC_VSTMXCSR: fn = store_mxcsr<Unit::avx>; break;
-    case ZYDIS_MNEMONIC_VZEROALL: aux = 1; [[fallthrough]];
-    case ZYDIS_MNEMONIC_VZEROUPPER: fn = zero_registers; break;
-    case ZYDIS_MNEMONIC_EMMS: fn = emms; break;
-    default: return false;
+    case ZYDIS_MNEMONIC_LDMXCSR:
+      fn = load_mxcsr<Unit::sse>;
+      break;
+    case ZYDIS_MNEMONIC_VLDMXCSR:
+      fn = load_mxcsr<Unit::avx>;
+      break;
+    case ZYDIS_MNEMONIC_STMXCSR:
+      fn = store_mxcsr<Unit::sse>;
+      break;
+    case ZYDIS_MNEMONIC_VSTMXCSR:
+      fn = store_mxcsr<Unit::avx>;
+      break;
+    case ZYDIS_MNEMONIC_VZEROALL:
+      aux = 1;
+      [[fallthrough]];
+    case ZYDIS_MNEMONIC_VZEROUPPER:
+      fn = zero_registers;
+      break;
+    case ZYDIS_MNEMONIC_EMMS:
+      fn = emms;
+      break;
+    default:
+      return false;
   }
   Uop u = l.step(fn);
   u.aux = aux;

@@ -50,10 +50,9 @@ const Uop* masked_move_load(Core& core, const Uop* u) {
   const std::uint64_t va = core.ea(u);
   const VectorBytes mask = bytes_of(vector_register(core, u->aux));
   VectorBytes result{};
-  const bool done =
-      for_runs(mask, u->aux2, static_cast<unsigned>(u->imm), [&](unsigned at, unsigned n) {
-        return core.load_bytes(va + at, result.data() + at, n);
-      });
+  const bool done = for_runs(
+      mask, u->aux2, static_cast<unsigned>(u->imm),
+      [&](unsigned at, unsigned n) { return core.load_bytes(va + at, result.data() + at, n); });
   if (!done) return core.abort(u);
   std::memcpy(vector_register(core, u->dst).data(), result.data(), sizeof result);
   return u + 1;
@@ -182,19 +181,31 @@ bool lower_gather(Lowering& l, bool wide_index, bool wide_data) {
 
 bool lower_vector_masked(Lowering& l) {
   switch (l.insn.mnemonic) {
-    case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VPMASKMOVD: return lower_masked_move(l, 4);
-    case ZYDIS_MNEMONIC_VMASKMOVPD: case ZYDIS_MNEMONIC_VPMASKMOVQ: return lower_masked_move(l, 8);
-    case ZYDIS_MNEMONIC_MASKMOVQ: return lower_maskmovq(l);
-    case ZYDIS_MNEMONIC_MASKMOVDQU: case ZYDIS_MNEMONIC_VMASKMOVDQU: return lower_maskmovdqu(l);
-    case ZYDIS_MNEMONIC_VPGATHERDD: case ZYDIS_MNEMONIC_VGATHERDPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+      return lower_masked_move(l, 4);
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ:
+      return lower_masked_move(l, 8);
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+      return lower_maskmovq(l);
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU:
+      return lower_maskmovdqu(l);
+    case ZYDIS_MNEMONIC_VPGATHERDD:
+    case ZYDIS_MNEMONIC_VGATHERDPS:
       return lower_gather(l, false, false);
-    case ZYDIS_MNEMONIC_VPGATHERDQ: case ZYDIS_MNEMONIC_VGATHERDPD:
+    case ZYDIS_MNEMONIC_VPGATHERDQ:
+    case ZYDIS_MNEMONIC_VGATHERDPD:
       return lower_gather(l, false, true);
-    case ZYDIS_MNEMONIC_VPGATHERQD: case ZYDIS_MNEMONIC_VGATHERQPS:
+    case ZYDIS_MNEMONIC_VPGATHERQD:
+    case ZYDIS_MNEMONIC_VGATHERQPS:
       return lower_gather(l, true, false);
-    case ZYDIS_MNEMONIC_VPGATHERQQ: case ZYDIS_MNEMONIC_VGATHERQPD:
+    case ZYDIS_MNEMONIC_VPGATHERQQ:
+    case ZYDIS_MNEMONIC_VGATHERQPD:
       return lower_gather(l, true, true);
-    default: return false;
+    default:
+      return false;
   }
 }
 

@@ -18,9 +18,11 @@ void write_low(VectorRegister& r, std::uint64_t low, std::uint64_t high) noexcep
 
 template <bool Vex, bool Aligned>
 const Uop* load_16(Core& core, const Uop* u) {
-  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   const std::uint64_t va = core.ea(u);
-  if (Aligned && (va & 15) != 0) [[unlikely]] return core.fault(u, cpu::GP, 0);
+  if (Aligned && (va & 15) != 0) [[unlikely]]
+    return core.fault(u, cpu::GP, 0);
   Bytes16 v;
   if (!core.load(va, v)) return core.abort(u);
   write_low<Vex>(vector_register(core, u->dst), v.word[0], v.word[1]);
@@ -29,9 +31,11 @@ const Uop* load_16(Core& core, const Uop* u) {
 
 template <bool Vex, bool Aligned>
 const Uop* store_16(Core& core, const Uop* u) {
-  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   const std::uint64_t va = core.ea(u);
-  if (Aligned && (va & 15) != 0) [[unlikely]] return core.fault(u, cpu::GP, 0);
+  if (Aligned && (va & 15) != 0) [[unlikely]]
+    return core.fault(u, cpu::GP, 0);
   const VectorRegister& r = vector_register(core, u->src);
   if (!core.store(va, Bytes16{{r[0], r[1]}})) return core.abort(u);
   return u + 1;
@@ -39,7 +43,8 @@ const Uop* store_16(Core& core, const Uop* u) {
 
 template <bool Vex>
 const Uop* copy_16(Core& core, const Uop* u) {
-  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   const VectorRegister& r = vector_register(core, u->src);
   write_low<Vex>(vector_register(core, u->dst), r[0], r[1]);
   return u + 1;
@@ -47,9 +52,11 @@ const Uop* copy_16(Core& core, const Uop* u) {
 
 template <bool Aligned>
 const Uop* load_32(Core& core, const Uop* u) {
-  if (const auto why = refusal<Unit::avx>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<Unit::avx>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   const std::uint64_t va = core.ea(u);
-  if (Aligned && (va & 31) != 0) [[unlikely]] return core.fault(u, cpu::GP, 0);
+  if (Aligned && (va & 31) != 0) [[unlikely]]
+    return core.fault(u, cpu::GP, 0);
   Bytes32 v;
   if (!core.load(va, v)) return core.abort(u);
   vector_register(core, u->dst) = v.word;
@@ -58,15 +65,18 @@ const Uop* load_32(Core& core, const Uop* u) {
 
 template <bool Aligned>
 const Uop* store_32(Core& core, const Uop* u) {
-  if (const auto why = refusal<Unit::avx>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<Unit::avx>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   const std::uint64_t va = core.ea(u);
-  if (Aligned && (va & 31) != 0) [[unlikely]] return core.fault(u, cpu::GP, 0);
+  if (Aligned && (va & 31) != 0) [[unlikely]]
+    return core.fault(u, cpu::GP, 0);
   if (!core.store(va, Bytes32{vector_register(core, u->src)})) return core.abort(u);
   return u + 1;
 }
 
 const Uop* copy_32(Core& core, const Uop* u) {
-  if (const auto why = refusal<Unit::avx>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<Unit::avx>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   vector_register(core, u->dst) = vector_register(core, u->src);
   return u + 1;
 }
@@ -74,7 +84,8 @@ const Uop* copy_32(Core& core, const Uop* u) {
 /// MOVD, MOVQ, MOVSS, MOVSD from memory: zero-extended to 128 bits.
 template <bool Vex, class T>
 const Uop* load_scalar(Core& core, const Uop* u) {
-  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   T v;
   if (!core.load(core.ea(u), v)) return core.abort(u);
   write_low<Vex>(vector_register(core, u->dst), v, 0);
@@ -84,7 +95,8 @@ const Uop* load_scalar(Core& core, const Uop* u) {
 /// Stores of one element: bits from `aux` 64-bit words up (MOVHPS stores the upper word).
 template <bool Vex, class T>
 const Uop* store_scalar(Core& core, const Uop* u) {
-  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   const auto v = static_cast<T>(vector_register(core, u->src)[u->aux]);
   if (!core.store(core.ea(u), v)) return core.abort(u);
   return u + 1;
@@ -92,7 +104,8 @@ const Uop* store_scalar(Core& core, const Uop* u) {
 
 /// MOVLPS, MOVHPS and their PD twins from memory: the other half stays.
 const Uop* load_half(Core& core, const Uop* u) {
-  if (const auto why = refusal<Unit::sse>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<Unit::sse>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   std::uint64_t v = 0;
   if (!core.load(core.ea(u), v)) return core.abort(u);
   vector_register(core, u->dst)[u->aux] = v;
@@ -102,7 +115,8 @@ const Uop* load_half(Core& core, const Uop* u) {
 /// MOVQ xmm, xmm.
 template <bool Vex>
 const Uop* copy_quad(Core& core, const Uop* u) {
-  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   write_low<Vex>(vector_register(core, u->dst), vector_register(core, u->src)[0], 0);
   return u + 1;
 }
@@ -110,21 +124,24 @@ const Uop* copy_quad(Core& core, const Uop* u) {
 /// MOVSS and MOVSD between registers change the lowest element only.
 template <class T>
 const Uop* merge_scalar(Core& core, const Uop* u) {
-  if (const auto why = refusal<Unit::sse>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<Unit::sse>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   std::memcpy(&vector_register(core, u->dst), &vector_register(core, u->src), sizeof(T));
   return u + 1;
 }
 
 template <bool Vex, class T>
 const Uop* from_general(Core& core, const Uop* u) {
-  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   write_low<Vex>(vector_register(core, u->dst), core.reg<T>(u->src), 0);
   return u + 1;
 }
 
 template <bool Vex, class T>
 const Uop* to_general(Core& core, const Uop* u) {
-  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   core.set_reg(u->dst, static_cast<T>(vector_register(core, u->src)[0]));
   return u + 1;
 }
@@ -147,8 +164,8 @@ template <bool Aligned>
 Handler full_move(const Lowering& l) {
   const bool load = l.ops[1].type == ZYDIS_OPERAND_TYPE_MEMORY;
   const bool store = l.ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY;
-  if (!is_vex(l)) return load ? load_16<false, Aligned> : store ? store_16<false, Aligned>
-                                                                : copy_16<false>;
+  if (!is_vex(l))
+    return load ? load_16<false, Aligned> : store ? store_16<false, Aligned> : copy_16<false>;
   if (l.insn.avx.vector_length == 256) {
     return load ? load_32<Aligned> : store ? store_32<Aligned> : copy_32;
   }
@@ -213,35 +230,57 @@ bool lower_vector_move(Lowering& l) {
   std::uint8_t word = 0;
   if (has_mmx_operand(l)) return false;
   switch (l.insn.mnemonic) {
-    case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU:
-    case ZYDIS_MNEMONIC_LDDQU: case ZYDIS_MNEMONIC_VMOVUPS: case ZYDIS_MNEMONIC_VMOVUPD:
-    case ZYDIS_MNEMONIC_VMOVDQU: case ZYDIS_MNEMONIC_VLDDQU:
+    case ZYDIS_MNEMONIC_MOVUPS:
+    case ZYDIS_MNEMONIC_MOVUPD:
+    case ZYDIS_MNEMONIC_MOVDQU:
+    case ZYDIS_MNEMONIC_LDDQU:
+    case ZYDIS_MNEMONIC_VMOVUPS:
+    case ZYDIS_MNEMONIC_VMOVUPD:
+    case ZYDIS_MNEMONIC_VMOVDQU:
+    case ZYDIS_MNEMONIC_VLDDQU:
       fn = full_move<false>(l);
       break;
-    case ZYDIS_MNEMONIC_MOVAPS: case ZYDIS_MNEMONIC_MOVAPD: case ZYDIS_MNEMONIC_MOVDQA:
-    case ZYDIS_MNEMONIC_MOVNTPS: case ZYDIS_MNEMONIC_MOVNTPD: case ZYDIS_MNEMONIC_MOVNTDQ:
-    case ZYDIS_MNEMONIC_MOVNTDQA: case ZYDIS_MNEMONIC_VMOVAPS: case ZYDIS_MNEMONIC_VMOVAPD:
-    case ZYDIS_MNEMONIC_VMOVDQA: case ZYDIS_MNEMONIC_VMOVNTPS: case ZYDIS_MNEMONIC_VMOVNTPD:
-    case ZYDIS_MNEMONIC_VMOVNTDQ: case ZYDIS_MNEMONIC_VMOVNTDQA:
+    case ZYDIS_MNEMONIC_MOVAPS:
+    case ZYDIS_MNEMONIC_MOVAPD:
+    case ZYDIS_MNEMONIC_MOVDQA:
+    case ZYDIS_MNEMONIC_MOVNTPS:
+    case ZYDIS_MNEMONIC_MOVNTPD:
+    case ZYDIS_MNEMONIC_MOVNTDQ:
+    case ZYDIS_MNEMONIC_MOVNTDQA:
+    case ZYDIS_MNEMONIC_VMOVAPS:
+    case ZYDIS_MNEMONIC_VMOVAPD:
+    case ZYDIS_MNEMONIC_VMOVDQA:
+    case ZYDIS_MNEMONIC_VMOVNTPS:
+    case ZYDIS_MNEMONIC_VMOVNTPD:
+    case ZYDIS_MNEMONIC_VMOVNTDQ:
+    case ZYDIS_MNEMONIC_VMOVNTDQA:
       fn = full_move<true>(l);
       break;
-    case ZYDIS_MNEMONIC_MOVD: case ZYDIS_MNEMONIC_MOVQ:
+    case ZYDIS_MNEMONIC_MOVD:
+    case ZYDIS_MNEMONIC_MOVQ:
       fn = element_move<false>(l);
       break;
-    case ZYDIS_MNEMONIC_VMOVD: case ZYDIS_MNEMONIC_VMOVQ:
+    case ZYDIS_MNEMONIC_VMOVD:
+    case ZYDIS_MNEMONIC_VMOVQ:
       fn = element_move<true>(l);
       break;
-    case ZYDIS_MNEMONIC_MOVSS: case ZYDIS_MNEMONIC_VMOVSS:
+    case ZYDIS_MNEMONIC_MOVSS:
+    case ZYDIS_MNEMONIC_VMOVSS:
       fn = scalar_move<std::uint32_t>(l);
       break;
-    case ZYDIS_MNEMONIC_MOVSD: case ZYDIS_MNEMONIC_VMOVSD:
+    case ZYDIS_MNEMONIC_MOVSD:
+    case ZYDIS_MNEMONIC_VMOVSD:
       fn = scalar_move<std::uint64_t>(l);
       break;
-    case ZYDIS_MNEMONIC_MOVLPS: case ZYDIS_MNEMONIC_MOVLPD: case ZYDIS_MNEMONIC_VMOVLPS:
+    case ZYDIS_MNEMONIC_MOVLPS:
+    case ZYDIS_MNEMONIC_MOVLPD:
+    case ZYDIS_MNEMONIC_VMOVLPS:
     case ZYDIS_MNEMONIC_VMOVLPD:
       fn = half_move(l);
       break;
-    case ZYDIS_MNEMONIC_MOVHPS: case ZYDIS_MNEMONIC_MOVHPD: case ZYDIS_MNEMONIC_VMOVHPS:
+    case ZYDIS_MNEMONIC_MOVHPS:
+    case ZYDIS_MNEMONIC_MOVHPD:
+    case ZYDIS_MNEMONIC_VMOVHPS:
     case ZYDIS_MNEMONIC_VMOVHPD:
       fn = half_move(l);
       word = 1;

@@ -27,8 +27,7 @@ void prepare_floating(const Core& core, ThunkFrame& frame) noexcept {
 std::uint32_t flags_of_exception(const HostThunk& t, const Uop* u, const ThunkFrame& frame,
                                  std::uint32_t raised, const std::array<void*, 4>& v,
                                  void* memory) {
-  constexpr std::uint32_t kBefore =
-      mxcsr::kInvalid | mxcsr::kDenormal | mxcsr::kDivideByZero;
+  constexpr std::uint32_t kBefore = mxcsr::kInvalid | mxcsr::kDenormal | mxcsr::kDivideByZero;
   // An unmasked pre-computation exception keeps the operation from being carried out, so nothing
   // is known of its result (SDM 1 11.5.3, E.4.2).
   if ((raised & frame.unmasked & kBefore) != 0) return raised & kBefore;
@@ -88,7 +87,8 @@ inline void general_outputs(Core& core, const Uop* u, const HostThunk& t,
 
 template <Unit Which, ThunkMemory Memory, bool General>
 const Uop* run_integer(Core& core, const Uop* u) {
-  if (const auto why = refusal<Which>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<Which>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   const auto& t = *reinterpret_cast<const HostThunk*>(u->imm);
   alignas(32) std::array<std::byte, 32> buffer;
   ThunkFrame frame;
@@ -96,7 +96,8 @@ const Uop* run_integer(Core& core, const Uop* u) {
   std::uint64_t va = 0;
   if constexpr (Memory != ThunkMemory::none) {
     va = core.ea(u);
-    if ((va & (t.form.alignment - 1U)) != 0) [[unlikely]] return core.fault(u, cpu::GP, 0);
+    if ((va & (t.form.alignment - 1U)) != 0) [[unlikely]]
+      return core.fault(u, cpu::GP, 0);
   }
   if constexpr (Memory == ThunkMemory::read) {
     memory = thunk_source(core, va, t.form.memory_bytes, buffer.data());
@@ -113,7 +114,8 @@ const Uop* run_integer(Core& core, const Uop* u) {
 
 template <Unit Which, ThunkMemory Memory>
 const Uop* run_floating(Core& core, const Uop* u) {
-  if (const auto why = refusal<Which>(core); why != 0) [[unlikely]] return core.fault(u, why);
+  if (const auto why = refusal<Which>(core); why != 0) [[unlikely]]
+    return core.fault(u, why);
   const auto& t = *reinterpret_cast<const HostThunk*>(u->imm);
   alignas(32) std::array<std::byte, 32> buffer;
   ThunkFrame frame;
@@ -121,7 +123,8 @@ const Uop* run_floating(Core& core, const Uop* u) {
   std::uint64_t va = 0;
   if constexpr (Memory != ThunkMemory::none) {
     va = core.ea(u);
-    if ((va & (t.form.alignment - 1U)) != 0) [[unlikely]] return core.fault(u, cpu::GP, 0);
+    if ((va & (t.form.alignment - 1U)) != 0) [[unlikely]]
+      return core.fault(u, cpu::GP, 0);
   }
   if constexpr (Memory == ThunkMemory::read) {
     memory = thunk_source(core, va, t.form.memory_bytes, buffer.data());
@@ -133,7 +136,8 @@ const Uop* run_floating(Core& core, const Uop* u) {
   const std::uint32_t host = host_mxcsr();
   const std::uint32_t raised = call_thunk(t, u, slots, &frame, memory) & mxcsr::kFlags;
   // The sticky flags are nobody's; the controls are what compiled code depends on.
-  if (((frame.mxcsr_in ^ host) & ~mxcsr::kFlags) != 0) [[unlikely]] set_host_mxcsr(host);
+  if (((frame.mxcsr_in ^ host) & ~mxcsr::kFlags) != 0) [[unlikely]]
+    set_host_mxcsr(host);
   if ((raised & frame.unmasked) != 0) [[unlikely]] {
     // The address comes first (VCVTPS2PH).
     if constexpr (Memory == ThunkMemory::write) {
@@ -152,9 +156,12 @@ const Uop* run_floating(Core& core, const Uop* u) {
 template <Unit Which, bool General>
 Handler integer_handler(ThunkMemory memory) {
   switch (memory) {
-    case ThunkMemory::read: return run_integer<Which, ThunkMemory::read, General>;
-    case ThunkMemory::write: return run_integer<Which, ThunkMemory::write, General>;
-    default: return run_integer<Which, ThunkMemory::none, General>;
+    case ThunkMemory::read:
+      return run_integer<Which, ThunkMemory::read, General>;
+    case ThunkMemory::write:
+      return run_integer<Which, ThunkMemory::write, General>;
+    default:
+      return run_integer<Which, ThunkMemory::none, General>;
   }
 }
 
@@ -162,13 +169,16 @@ template <Unit Which>
 Handler handler_of(const ThunkForm& form) {
   if (form.floating) {
     switch (form.memory) {
-      case ThunkMemory::read: return run_floating<Which, ThunkMemory::read>;
-      case ThunkMemory::write: return run_floating<Which, ThunkMemory::write>;
-      default: return run_floating<Which, ThunkMemory::none>;
+      case ThunkMemory::read:
+        return run_floating<Which, ThunkMemory::read>;
+      case ThunkMemory::write:
+        return run_floating<Which, ThunkMemory::write>;
+      default:
+        return run_floating<Which, ThunkMemory::none>;
     }
   }
-  const bool general = form.gpr_read || form.gpr_write || form.length_inputs ||
-                       form.index_output || form.flags_written;
+  const bool general = form.gpr_read || form.gpr_write || form.length_inputs || form.index_output ||
+                       form.flags_written;
   return general ? integer_handler<Which, true>(form.memory)
                  : integer_handler<Which, false>(form.memory);
 }

@@ -73,8 +73,8 @@ const Uop* run_x87(Core& core, const Uop* u) {
     // An unmasked exception other than inexactness keeps the result from being stored, but not the
     // address from being checked (SDM 1 8.5).
     const bool stored = (area.unmasked() & ~unsigned{kMaskedPrecision}) == 0;
-    const bool done = stored ? core.store_bytes(va, buffer.data(), size)
-                             : core.check_store(va, size);
+    const bool done =
+        stored ? core.store_bytes(va, buffer.data(), size) : core.check_store(va, size);
     if (!done) return core.abort(u);
   }
   area.commit(core);
@@ -142,18 +142,26 @@ const Uop* obsolete(Core& core, const Uop* u) {
 
 Handler control_handler(const Lowering& l, std::uint8_t& aux) {
   switch (l.insn.mnemonic) {
-    case ZYDIS_MNEMONIC_FNINIT: return fninit;
-    case ZYDIS_MNEMONIC_FNCLEX: return fnclex;
-    case ZYDIS_MNEMONIC_FLDCW: return fldcw;
-    case ZYDIS_MNEMONIC_FWAIT: return fwait;
-    case ZYDIS_MNEMONIC_FENI8087_NOP: case ZYDIS_MNEMONIC_FDISI8087_NOP:
+    case ZYDIS_MNEMONIC_FNINIT:
+      return fninit;
+    case ZYDIS_MNEMONIC_FNCLEX:
+      return fnclex;
+    case ZYDIS_MNEMONIC_FLDCW:
+      return fldcw;
+    case ZYDIS_MNEMONIC_FWAIT:
+      return fwait;
+    case ZYDIS_MNEMONIC_FENI8087_NOP:
+    case ZYDIS_MNEMONIC_FDISI8087_NOP:
     case ZYDIS_MNEMONIC_FSETPM287_NOP:
       return obsolete;
-    case ZYDIS_MNEMONIC_FNSTCW: aux = fx::kFcw; return store_word;
+    case ZYDIS_MNEMONIC_FNSTCW:
+      aux = fx::kFcw;
+      return store_word;
     case ZYDIS_MNEMONIC_FNSTSW:
       aux = fx::kFsw;
       return l.ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY ? store_word : fnstsw_ax;
-    default: return nullptr;
+    default:
+      return nullptr;
   }
 }
 

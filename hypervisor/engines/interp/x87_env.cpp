@@ -21,8 +21,8 @@ inline constexpr unsigned kMaxBytes = 28 + kRegisterBytes;
 using Memory = std::array<std::byte, kMaxBytes>;
 
 Layout layout_of(const Core& core, const Uop* u) noexcept {
-  const bool real = (core.arch.cr0 & cpu::cr0::PE) == 0 ||
-                    (core.rflags_other & cpu::rflags::VM) != 0;
+  const bool real =
+      (core.arch.cr0 & cpu::cr0::PE) == 0 || (core.rflags_other & cpu::rflags::VM) != 0;
   return {(u->aux & kWideOperand) != 0, real};
 }
 
@@ -197,11 +197,20 @@ const Uop* frstor(Core& core, const Uop* u) {
 bool lower_x87_environment(Lowering& l) {
   Handler fn = nullptr;
   switch (l.insn.mnemonic) {
-    case ZYDIS_MNEMONIC_FNSTENV: fn = fnstenv; break;
-    case ZYDIS_MNEMONIC_FLDENV: fn = fldenv; break;
-    case ZYDIS_MNEMONIC_FNSAVE: fn = fnsave; break;
-    case ZYDIS_MNEMONIC_FRSTOR: fn = frstor; break;
-    default: return false;
+    case ZYDIS_MNEMONIC_FNSTENV:
+      fn = fnstenv;
+      break;
+    case ZYDIS_MNEMONIC_FLDENV:
+      fn = fldenv;
+      break;
+    case ZYDIS_MNEMONIC_FNSAVE:
+      fn = fnsave;
+      break;
+    case ZYDIS_MNEMONIC_FRSTOR:
+      fn = frstor;
+      break;
+    default:
+      return false;
   }
   Uop u = l.step(fn);
   // REX.W does not change the format: 32-bit unless 66h says 16-bit.

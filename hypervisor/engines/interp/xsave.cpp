@@ -1,5 +1,5 @@
-// FXSAVE, FXRSTOR and the XSAVE family on an emulated layout (SDM 1 10.5 and 13): the components are
-// those the model has, wherever the host's processor would put them.
+// FXSAVE, FXRSTOR and the XSAVE family on an emulated layout (SDM 1 10.5 and 13): the components
+// are those the model has, wherever the host's processor would put them.
 #include <algorithm>
 
 #include "engines/interp/x87_state.hpp"
@@ -16,10 +16,10 @@ inline constexpr std::size_t kHeaderBytes = 64;
 inline constexpr std::uint64_t kCompacted = 1ULL << 63;  ///< XCOMP_BV[63]
 
 /// Uop::aux of these instructions.
-inline constexpr std::uint8_t kWide = 1;        ///< REX.W: 64-bit FIP and FDP, no selectors
-inline constexpr std::uint8_t kSixteen = 2;     ///< 64-bit mode: 16 vector registers, else 8
-inline constexpr std::uint8_t kInit = 4;        ///< XSAVEOPT: leaves initial components unwritten
-inline constexpr std::uint8_t kCompact = 8;     ///< XSAVEC
+inline constexpr std::uint8_t kWide = 1;     ///< REX.W: 64-bit FIP and FDP, no selectors
+inline constexpr std::uint8_t kSixteen = 2;  ///< 64-bit mode: 16 vector registers, else 8
+inline constexpr std::uint8_t kInit = 4;     ///< XSAVEOPT: leaves initial components unwritten
+inline constexpr std::uint8_t kCompact = 8;  ///< XSAVEC
 
 unsigned register_count(const Uop* u) noexcept { return (u->aux & kSixteen) != 0 ? 16 : 8; }
 
@@ -313,19 +313,46 @@ bool lower_xsave(Lowering& l) {
   Handler fn = nullptr;
   std::uint8_t aux = l.mode.bits == 64 ? kSixteen : 0;
   switch (l.insn.mnemonic) {
-    case ZYDIS_MNEMONIC_FXSAVE64: aux |= kWide; [[fallthrough]];
-    case ZYDIS_MNEMONIC_FXSAVE: fn = fxsave; break;
-    case ZYDIS_MNEMONIC_FXRSTOR64: aux |= kWide; [[fallthrough]];
-    case ZYDIS_MNEMONIC_FXRSTOR: fn = fxrstor; break;
-    case ZYDIS_MNEMONIC_XSAVE64: aux |= kWide; [[fallthrough]];
-    case ZYDIS_MNEMONIC_XSAVE: fn = xsave; break;
-    case ZYDIS_MNEMONIC_XSAVEOPT64: aux |= kWide; [[fallthrough]];
-    case ZYDIS_MNEMONIC_XSAVEOPT: fn = xsave; aux |= kInit; break;
-    case ZYDIS_MNEMONIC_XSAVEC64: aux |= kWide; [[fallthrough]];
-    case ZYDIS_MNEMONIC_XSAVEC: fn = xsavec; aux |= kCompact; break;
-    case ZYDIS_MNEMONIC_XRSTOR64: aux |= kWide; [[fallthrough]];
-    case ZYDIS_MNEMONIC_XRSTOR: fn = xrstor; break;
-    default: return false;
+    case ZYDIS_MNEMONIC_FXSAVE64:
+      aux |= kWide;
+      [[fallthrough]];
+    case ZYDIS_MNEMONIC_FXSAVE:
+      fn = fxsave;
+      break;
+    case ZYDIS_MNEMONIC_FXRSTOR64:
+      aux |= kWide;
+      [[fallthrough]];
+    case ZYDIS_MNEMONIC_FXRSTOR:
+      fn = fxrstor;
+      break;
+    case ZYDIS_MNEMONIC_XSAVE64:
+      aux |= kWide;
+      [[fallthrough]];
+    case ZYDIS_MNEMONIC_XSAVE:
+      fn = xsave;
+      break;
+    case ZYDIS_MNEMONIC_XSAVEOPT64:
+      aux |= kWide;
+      [[fallthrough]];
+    case ZYDIS_MNEMONIC_XSAVEOPT:
+      fn = xsave;
+      aux |= kInit;
+      break;
+    case ZYDIS_MNEMONIC_XSAVEC64:
+      aux |= kWide;
+      [[fallthrough]];
+    case ZYDIS_MNEMONIC_XSAVEC:
+      fn = xsavec;
+      aux |= kCompact;
+      break;
+    case ZYDIS_MNEMONIC_XRSTOR64:
+      aux |= kWide;
+      [[fallthrough]];
+    case ZYDIS_MNEMONIC_XRSTOR:
+      fn = xrstor;
+      break;
+    default:
+      return false;
   }
   Uop u = l.step(fn);
   u.aux = aux;

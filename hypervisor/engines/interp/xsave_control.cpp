@@ -6,9 +6,7 @@ namespace {
 
 namespace xstate = cpu::xstate;
 
-bool osxsave(const Core& core) noexcept {
-  return (core.arch.cr4 & cpu::cr4::OSXSAVE) != 0;
-}
+bool osxsave(const Core& core) noexcept { return (core.arch.cr4 & cpu::cr4::OSXSAVE) != 0; }
 
 std::uint32_t low(const Core& core, cpu::Gpr reg) noexcept {
   return static_cast<std::uint32_t>(core.r[reg]);
@@ -73,11 +71,20 @@ const Uop* wrpkru(Core& core, const Uop* u) {
 bool lower_xcontrol(Lowering& l) {
   Handler fn = nullptr;
   switch (l.insn.mnemonic) {
-    case ZYDIS_MNEMONIC_XGETBV: fn = xgetbv; break;
-    case ZYDIS_MNEMONIC_XSETBV: fn = xsetbv; break;
-    case ZYDIS_MNEMONIC_RDPKRU: fn = rdpkru; break;
-    case ZYDIS_MNEMONIC_WRPKRU: fn = wrpkru; break;
-    default: return false;
+    case ZYDIS_MNEMONIC_XGETBV:
+      fn = xgetbv;
+      break;
+    case ZYDIS_MNEMONIC_XSETBV:
+      fn = xsetbv;
+      break;
+    case ZYDIS_MNEMONIC_RDPKRU:
+      fn = rdpkru;
+      break;
+    case ZYDIS_MNEMONIC_WRPKRU:
+      fn = wrpkru;
+      break;
+    default:
+      return false;
   }
   l.emit(l.step(fn));
   return true;

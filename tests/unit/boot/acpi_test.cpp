@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -135,7 +136,8 @@ TEST_P(Acpi, IaslAgrees) {
   }
   const std::filesystem::path folder =
       std::filesystem::path{::testing::TempDir()} /
-      ("strata-acpi-" + std::to_string(GetParam().cpus) + (GetParam().pci ? "-pci" : ""));
+      ("strata-acpi-" + std::to_string(GetParam().cpus) + (GetParam().pci ? "-pci-" : "-") +
+       std::to_string(::getpid()));
   std::filesystem::create_directories(folder);
   const auto save = [&](const char* name, std::span<const std::byte> bytes) {
     std::ofstream{folder / name, std::ios::binary}.write(

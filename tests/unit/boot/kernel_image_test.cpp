@@ -3,8 +3,8 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
-#include <cstdio>
 #include <fstream>
 
 #include "compress.hpp"
@@ -135,8 +135,8 @@ TEST(BzImage, UnknownVersion) {
 }
 
 TEST(ReadFile, ReadsAndSaysWhyNot) {
-  const std::filesystem::path path =
-      std::filesystem::path{::testing::TempDir()} / "strata-kernel-image-test.elf";
+  const std::filesystem::path path = std::filesystem::path{::testing::TempDir()} /
+                                     ("strata-kernel-image-" + std::to_string(::getpid()));
   const File elf = make_elf(ElfSpec{});
   std::ofstream{path, std::ios::binary}.write(reinterpret_cast<const char*>(elf.data()),
                                               static_cast<std::streamsize>(elf.size()));

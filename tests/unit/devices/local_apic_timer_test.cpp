@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include "devices/local_apic.hpp"
 #include "devices/manual_clock.hpp"
 
@@ -198,15 +200,52 @@ TEST_F(ApicTimerTest, ChangingIntoDeadlineModeAndOutDisarms) {
   EXPECT_EQ(apic.read_msr(kMsrTscDeadline), 0U);
 }
 
+/// Timers that fire when the test says so: the timer thread may be on its way into the callback
+/// while the guest arms the timer anew.
+class HandTimers final : public Timers {
+ public:
+  Id add(Callback callback) override {
+    callback_ = std::move(callback);
+    return 0;
+  }
+  void arm(Id, Nanoseconds when) override { deadline = when; }
+  void cancel(Id) override { deadline = kNever; }
+  void remove(Id) override {}
+  void fire() { callback_(); }
+  Nanoseconds deadline = kNever;
+
+ private:
+  Callback callback_;
+};
+
 TEST_F(ApicTimerTest, ALateCallbackForAnOlderDeadlineDoesNothing) {
-  write(kApicLvtTimer, 0xEF);
-  write(kApicInitialCount, 1'000'000);
-  clock.jump(1'000'000);
-  write(kApicInitialCount, 5'000'000);  // as if the timer thread were on its way
-  clock.run_due();
-  EXPECT_EQ(take(), 0U);
-  clock.advance(5'000'000);
-  EXPECT_EQ(take(), 0xEFU);
+  HandTimers hand;
+  LocalApic other{{1, true}, bus, clock, hand};
+  const auto put = [&](std::uint32_t reg, std::uint32_t v) {
+    other.mmio_write(PA{kApicDefaultBase + reg}, 4, v);
+  };
+  put(kApicSvr, 0x1FF);
+  put(kApicDivide, 0xB);
+  for (const std::uint32_t mode : {0U, kPeriodic}) {
+    put(kApicLvtTimer, mode | 0xEF);
+    put(kApicInitialCount, 1'000'000);
+    clock.jump(1'000'000);
+    put(kApicInitialCount, 5'000'000);
+    hand.fire();
+    EXPECT_FALSE(other.pending());
+    EXPECT_EQ(hand.deadline, clock.now() + 5'000'000) << "armed for the new one";
+    put(kApicInitialCount, 0);
+    hand.fire();
+    EXPECT_FALSE(other.pending()) << "stopped";
+  }
+  put(kApicLvtTimer, kDeadline | 0xEF);
+  ASSERT_TRUE(other.write_msr(kMsrTscDeadline, clock.tsc() + 2'000'000));
+  hand.fire();
+  EXPECT_FALSE(other.pending());
+  EXPECT_GE(hand.deadline, clock.now() + 1'000'000);
+  ASSERT_TRUE(other.write_msr(kMsrTscDeadline, 0));
+  hand.fire();
+  EXPECT_FALSE(other.pending()) << "disarmed";
 }
 
 TEST_F(ApicTimerTest, IllegalVectorIsAnError) {

@@ -193,6 +193,16 @@ TEST_F(PicTest, AutoEoiLeavesNothingInService) {
   EXPECT_TRUE(intr.level());
 }
 
+TEST_F(PicTest, AutoEoiOnTheSlaveMakesANewEdgeForTheNextRequest) {
+  init(0x03);
+  raise(12);
+  raise(13);
+  EXPECT_EQ(pic.acknowledge_ext_int(), 0x2C);
+  ASSERT_TRUE(intr.level());
+  EXPECT_EQ(pic.acknowledge_ext_int(), 0x2D);
+  EXPECT_FALSE(intr.level());
+}
+
 TEST_F(PicTest, RotateOnAutoEoi) {
   init(0x03);
   out(0x20, 0x80);

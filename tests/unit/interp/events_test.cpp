@@ -13,7 +13,8 @@ constexpr std::uint32_t gate_error(unsigned vector, bool external) {
 const Bytes kUd2{0x0F, 0x0B};
 const Bytes kInt80{0xCD, 0x80};
 
-// ---- long mode ------------------------------------------------------------------------------------
+// ---- long mode
+// ------------------------------------------------------------------------------------
 
 TEST(LongDelivery, FrameFromTheSameLevelIsAlignedAndHoldsEverything) {
   SystemMachine m;
@@ -192,7 +193,8 @@ TEST(LongDelivery, Int1PassesForHardwareAndInt3DoesNot) {
   expect_fault(m.go({0xF1}, s), s, cpu::NP, gate_error(1, true));
 }
 
-// ---- legacy protected mode -----------------------------------------------------------------------
+// ---- legacy protected mode
+// -----------------------------------------------------------------------
 
 TEST(LegacyDelivery, SameLevelPushesThree) {
   SystemMachine m{Env::legacy32};
@@ -296,7 +298,8 @@ TEST(LegacyDelivery, StackLimit) {
   EXPECT_EQ(m.go(kInt80, s).vector, 0x80);
 }
 
-// ---- real mode --------------------------------------------------------------------------------------
+// ---- real mode
+// --------------------------------------------------------------------------------------
 
 TEST(RealDelivery, ThroughTheVectorTable) {
   SystemMachine m;
@@ -325,7 +328,8 @@ TEST(RealDelivery, ThroughTheVectorTable) {
   EXPECT_EQ(m.read<std::uint16_t>(0xFFEA), 0x1000U);  // no error code
 }
 
-// ---- escalation -------------------------------------------------------------------------------------
+// ---- escalation
+// -------------------------------------------------------------------------------------
 
 TEST(Escalation, FollowsTable6_5) {
   const std::vector<int> contributory{0, 10, 11, 12, 13};
@@ -414,7 +418,8 @@ TEST(Exceptions, SingleStepSetsDr6AndClearsTf) {
   EXPECT_EQ(o.state.rflags & rf::TF, 0U);
 }
 
-// ---- interrupts and restart -------------------------------------------------------------------------
+// ---- interrupts and restart
+// -------------------------------------------------------------------------
 
 TEST(Interrupts, DeliveredAtTheBoundaryWithoutRf) {
   SystemMachine m;

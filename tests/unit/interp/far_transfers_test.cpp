@@ -25,7 +25,8 @@ void put_frame(SystemMachine& m, std::uint64_t at, unsigned slot,
 }
 void put_target(SystemMachine& m) { m.write(kTarget, Bytes{0xF4}); }
 
-// ---- IRET in 64-bit mode --------------------------------------------------------------------------
+// ---- IRET in 64-bit mode
+// --------------------------------------------------------------------------
 
 TEST(Iret, SameLevelPopsSsAndRspToo) {
   SystemMachine m;
@@ -204,7 +205,8 @@ TEST(Iret, FlagsFollowCplAndIopl) {
   }
 }
 
-// ---- IRET in legacy mode ----------------------------------------------------------------------------
+// ---- IRET in legacy mode
+// ----------------------------------------------------------------------------
 
 TEST(IretLegacy, SameLevelPopsThree) {
   SystemMachine m{Env::legacy32};
@@ -273,7 +275,8 @@ TEST(IretLegacy, ToVirtual8086ModeAndOut) {
   }
 }
 
-// ---- far RET ----------------------------------------------------------------------------------------
+// ---- far RET
+// ----------------------------------------------------------------------------------------
 
 TEST(FarReturn, SameLevelReleasesParameters) {
   SystemMachine m;
@@ -315,10 +318,11 @@ TEST(FarReturn, Faults) {
   expect_fault(m.go(kLretq, s), s, cpu::GP, 0U);
 }
 
-// ---- far JMP and CALL -------------------------------------------------------------------------------
+// ---- far JMP and CALL
+// -------------------------------------------------------------------------------
 
-const Bytes kJmpMem{0xFF, 0x28};          // jmp far dword [rax]
-const Bytes kCallMem{0xFF, 0x18};         // call far dword [rax]
+const Bytes kJmpMem{0xFF, 0x28};   // jmp far dword [rax]
+const Bytes kCallMem{0xFF, 0x18};  // call far dword [rax]
 const Bytes kCallMem64{0x48, 0xFF, 0x18};
 
 Ending far_mem(SystemMachine& m, const Bytes& code, std::uint16_t selector, std::uint64_t offset,
@@ -418,13 +422,12 @@ TEST(FarCall, GateChecks) {
     int vector;
     std::uint32_t error;
   };
-  for (const Case c :
-       {Case{desc::gate(M::kCode64, kTarget, 12, 2), 0x50, cpu::GP, 0x50},
-        Case{desc::gate(M::kCode64, kTarget, 12, 3, false), 0x50, cpu::NP, 0x50},
-        Case{desc::gate(0, kTarget, 12, 3), 0x50, cpu::GP, 0},
-        Case{desc::gate(M::kData0, kTarget, 12, 3), 0x50, cpu::GP, 0x10},
-        Case{desc::gate(M::kCode32, kTarget, 12, 3), 0x50, cpu::GP, 0x18},
-        Case{desc::gate(M::kCode64, kTarget, 4, 3), 0x50, cpu::GP, 0x50}}) {
+  for (const Case c : {Case{desc::gate(M::kCode64, kTarget, 12, 2), 0x50, cpu::GP, 0x50},
+                       Case{desc::gate(M::kCode64, kTarget, 12, 3, false), 0x50, cpu::NP, 0x50},
+                       Case{desc::gate(0, kTarget, 12, 3), 0x50, cpu::GP, 0},
+                       Case{desc::gate(M::kData0, kTarget, 12, 3), 0x50, cpu::GP, 0x10},
+                       Case{desc::gate(M::kCode32, kTarget, 12, 3), 0x50, cpu::GP, 0x18},
+                       Case{desc::gate(M::kCode64, kTarget, 4, 3), 0x50, cpu::GP, 0x50}}) {
     m.descriptor(0x50, c.gate);
     auto s = m.state(3);
     s.gpr[cpu::RAX] = M::kData;
@@ -449,12 +452,9 @@ TEST(FarCall, LegacyGateCopiesParameters) {
   EXPECT_TRUE(o.halted);
   const std::uint64_t sp = o.state.gpr[cpu::RSP];
   EXPECT_EQ(sp, M::kStack0 - 24);
-  const std::vector<std::uint32_t> expected{static_cast<std::uint32_t>(M::kCode + 7),
-                                            M::kUserCode32,
-                                            0x11111111,
-                                            0x22222222,
-                                            static_cast<std::uint32_t>(M::kUserStack),
-                                            M::kUserData};
+  const std::vector<std::uint32_t> expected{
+      static_cast<std::uint32_t>(M::kCode + 7),  M::kUserCode32, 0x11111111, 0x22222222,
+      static_cast<std::uint32_t>(M::kUserStack), M::kUserData};
   for (unsigned i = 0; i < expected.size(); ++i) {
     EXPECT_EQ(m.read<std::uint32_t>(sp + 4 * i), expected[i]) << i;
   }

@@ -39,15 +39,15 @@ class NativeOracle {
   NativeOracle(const NativeOracle&) = delete;
   NativeOracle& operator=(const NativeOracle&) = delete;
 
-  /// Bytes that leave the native code; put behind the last instruction.
-  [[nodiscard]] static std::span<const std::uint8_t> epilogue() noexcept;
   /// Data window: writable and read-only pages.
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
   /// Changes the content of the read-only page.
   void fill_read_only(const std::byte* bytes);
 
   /// Runs the code at `at` (kCode plus something) and fills in `state`.
-  void run(std::span<const std::uint8_t> code, std::uint64_t at, NativeState& state);
+  /// `bits` 32: as compatibility-mode code, with eight registers of 32 bits.
+  void run(std::span<const std::uint8_t> code, std::uint64_t at, NativeState& state,
+           unsigned bits = 64);
 
  private:
   std::byte* code_ = nullptr;

@@ -10,7 +10,8 @@
 #include <vector>
 
 // Layout of the context page, known to the assembly below by number: registers in the processor's
-// order at 0, RFLAGS at 128, RIP at 136, the host's RSP at 144, the address to leave by at 152.
+// order at 0, RFLAGS at 128, RIP at 136, the host's RSP at 144, the address to leave by at 152, and
+// a far pointer to 32-bit code at 160.
 asm(R"(
 .text
 .globl strata_test_native_enter
@@ -42,6 +43,29 @@ strata_test_native_enter:
   mov 0x210070, %r14
   mov 0x210078, %r15
   jmp *0x210088
+.globl strata_test_native_enter32
+strata_test_native_enter32:
+  push %rbx
+  push %rbp
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, 0x210090
+  mov $0x2b, %eax
+  mov %eax, %ds
+  mov %eax, %es
+  pushq 0x210080
+  popfq
+  mov 0x210000, %eax
+  mov 0x210008, %ecx
+  mov 0x210010, %edx
+  mov 0x210018, %ebx
+  mov 0x210020, %esp
+  mov 0x210028, %ebp
+  mov 0x210030, %esi
+  mov 0x210038, %edi
+  ljmp *0x2100a0
 .globl strata_test_native_leave
 strata_test_native_leave:
   mov %rax, 0x210000
@@ -78,6 +102,7 @@ strata_test_native_return:
 
 extern "C" {
 void strata_test_native_enter();
+void strata_test_native_enter32();
 void strata_test_native_leave();
 void strata_test_native_return();
 }
@@ -88,9 +113,20 @@ namespace {
 struct Context {
   std::array<std::uint64_t, 16> gpr;
   std::uint64_t rflags, rip, host_rsp, leave;
+  std::uint32_t far_offset;
+  std::uint16_t far_selector, padding;
   std::int64_t vector;
   std::uint64_t error, cr2;
 };
+
+/// Linux's selectors of 64-bit and of 32-bit user code.
+constexpr std::uint16_t kUser64 = 0x33, kUser32 = 0x23;
+
+/// JMP [kContext + 152]: leaves 64-bit code.
+constexpr std::array<std::uint8_t, 7> kLeave = {0xFF, 0x24, 0x25, 0x98, 0x00, 0x21, 0x00};
+/// Where a copy of it stands for 32-bit code, and the far jump there.
+constexpr std::uint64_t kLeaveStub = NativeOracle::kCode + 0x1F00;
+constexpr std::array<std::uint8_t, 7> kLeave32 = {0xEA, 0x00, 0x1F, 0x20, 0x00, kUser64, 0x00};
 
 Context& context() { return *reinterpret_cast<Context*>(NativeOracle::kContext); }
 
@@ -119,6 +155,7 @@ void on_fault(int /*signal*/, siginfo_t* /*info*/, void* raw) {
   c.cr2 = reg(REG_CR2);
   regs[REG_RSP] = static_cast<greg_t>(c.host_rsp);
   regs[REG_RIP] = reinterpret_cast<greg_t>(&strata_test_native_return);
+  regs[REG_CSGSFS] = (regs[REG_CSGSFS] & ~greg_t{0xFFFF}) | kUser64;
 }
 
 std::byte* map(std::uint64_t at, std::size_t bytes, int protection) {
@@ -156,17 +193,12 @@ class SignalStack {
 
 }  // namespace
 
-/// JMP [kContext + 152].
-std::span<const std::uint8_t> NativeOracle::epilogue() noexcept {
-  static constexpr std::array<std::uint8_t, 7> kJump = {0xFF, 0x24, 0x25, 0x98, 0x00, 0x21, 0x00};
-  return kJump;
-}
-
 NativeOracle::NativeOracle()
     : code_(map(kCode, 0x2000, PROT_READ | PROT_WRITE | PROT_EXEC)),
       data_(map(kData, (kWritable + 2) * 4096, PROT_READ | PROT_WRITE)) {
   map(kContext, 4096, PROT_READ | PROT_WRITE);
   context().leave = reinterpret_cast<std::uint64_t>(&strata_test_native_leave);
+  std::memcpy(code_ + (kLeaveStub - kCode), kLeave.data(), kLeave.size());
   std::memset(data_, 0, (kWritable + 1) * 4096);  // every page present
   mprotect(data_ + kWritable * 4096, 4096, PROT_READ);
   mprotect(data_ + (kWritable + 1) * 4096, 4096, PROT_NONE);
@@ -184,19 +216,26 @@ void NativeOracle::fill_read_only(const std::byte* bytes) {
   mprotect(data_ + kWritable * 4096, 4096, PROT_READ);
 }
 
-void NativeOracle::run(std::span<const std::uint8_t> code, std::uint64_t at, NativeState& state) {
+void NativeOracle::run(std::span<const std::uint8_t> code, std::uint64_t at, NativeState& state,
+                       unsigned bits) {
   static const SignalStack handlers;
-  const auto jump = epilogue();
+  const auto& leave = bits == 64 ? kLeave : kLeave32;
   std::byte* to = code_ + (at - kCode);
   std::memcpy(to, code.data(), code.size());
-  std::memcpy(to + code.size(), jump.data(), jump.size());
+  std::memcpy(to + code.size(), leave.data(), leave.size());
   Context& c = context();
   c.gpr = state.gpr;
   c.rflags = state.rflags;
   c.rip = at;
   c.vector = -1;
   c.error = c.cr2 = 0;
-  strata_test_native_enter();
+  c.far_offset = static_cast<std::uint32_t>(at);
+  c.far_selector = kUser32;
+  if (bits == 64) {
+    strata_test_native_enter();
+  } else {
+    strata_test_native_enter32();
+  }
   state.gpr = c.gpr;
   state.rflags = c.rflags;
   state.vector = static_cast<int>(c.vector);
@@ -225,6 +264,20 @@ TEST(NativeOracle, RunsCodeWithTheRegistersGiven) {
   EXPECT_EQ(s.gpr[4], 0x4444444444444444ULL);
   EXPECT_EQ(s.rip, NativeOracle::kCode + 3);
   EXPECT_EQ(s.rflags & 0x8D5, 0x84U);  // SF, PF
+}
+
+TEST(NativeOracle, Runs32BitCode) {
+  NativeOracle oracle;
+  NativeState s;
+  s.gpr[0] = 0xFFFFFFFF;
+  const std::array<std::uint8_t, 2> inc_eax_daa = {0x40, 0x27};
+  oracle.run(inc_eax_daa, NativeOracle::kCode, s, 32);
+  EXPECT_EQ(s.vector, -1);
+  EXPECT_EQ(s.gpr[0], 6U);  // 0 with AF set, adjusted
+  const std::array<std::uint8_t, 3> aam_0 = {0x90, 0xD4, 0x00};
+  oracle.run(aam_0, NativeOracle::kCode, s, 32);
+  EXPECT_EQ(s.vector, 0);
+  EXPECT_EQ(s.rip, NativeOracle::kCode + 1);
 }
 
 TEST(NativeOracle, ReportsFaults) {

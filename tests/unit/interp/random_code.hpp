@@ -38,22 +38,27 @@ struct InstructionLimits {
   /// Memory operands are [R15 + disp32] only, disp within +-`reach`; R15 and RSP are not written
   /// and nothing uses the stack or is a string instruction: for sequences.
   bool sequence = false;
+  unsigned bits = 64;  ///< or 32
   std::int32_t reach = 0;
 };
 /// A random instruction that the interpreter's integer part must know.
 RandomInstruction make_instruction(Random& rng, const cpu::CpuModel& model,
                                    const InstructionLimits& limits = {});
 
+/// These bytes as such an instruction.
+RandomInstruction make_instruction(std::vector<std::uint8_t> bytes, const cpu::CpuModel& model);
+
 /// Random registers and flags, then those that `i`, placed at `at`, uses for addresses set to reach
 /// the window. May rewrite the displacement in `i`.
-NativeState make_state(Random& rng, RandomInstruction& i, std::uint64_t at);
+NativeState make_state(Random& rng, RandomInstruction& i, std::uint64_t at, unsigned bits = 64);
 
 /// An interpreter whose memory looks like the oracle's, with every exception going to a HLT.
 class Guest {
  public:
   Guest();
   /// Runs as NativeOracle::run() does; compares nothing.
-  void run(std::span<const std::uint8_t> code, std::uint64_t at, NativeState& state);
+  void run(std::span<const std::uint8_t> code, std::uint64_t at, NativeState& state,
+           unsigned bits = 64);
   [[nodiscard]] std::byte* data() const { return machine.mmu.base() + NativeOracle::kData; }
 
   Machine machine;

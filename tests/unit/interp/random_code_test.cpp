@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
+#include <utility>
 
+#include "isa/decode.hpp"
 #include "isa/opcodes.hpp"
 
 namespace strata::interp::test {
@@ -42,7 +45,9 @@ void put_legacy(Random& rng, const InstructionLimits& limits, std::vector<std::u
   if (!limits.sequence && chance(rng, 8)) out.push_back(0x67);
   if (chance(rng, 12)) out.push_back(chance(rng, 50) ? 0xF3 : 0xF2);
   if (chance(rng, 8)) out.push_back(0xF0);
-  std::uint8_t rex = chance(rng, 70) ? static_cast<std::uint8_t>(0x40 | (byte(rng) & 0xF)) : 0;
+  std::uint8_t rex = limits.bits == 64 && chance(rng, 70)
+                         ? static_cast<std::uint8_t>(0x40 | (byte(rng) & 0xF))
+                         : 0;
   if (limits.sequence && memory) rex = static_cast<std::uint8_t>((rex | 0x41) & ~2U);
   if (rex != 0) out.push_back(rex);
   const std::uint64_t map = below(rng, 100);
@@ -50,8 +55,10 @@ void put_legacy(Random& rng, const InstructionLimits& limits, std::vector<std::u
     out.push_back(byte(rng));
   } else {
     out.push_back(0x0F);
-    if (map < 92) {
+    if (map < 89) {
       out.push_back(byte(rng));
+    } else if (map < 93) {
+      out.push_back(chance(rng, 50) ? 0xC7 : 0xAE);  // CMPXCHG8B, CMPXCHG16B; fences, CLFLUSH
     } else {
       out.push_back(0x38);
       out.push_back(k0f38Opcodes[below(rng, k0f38Opcodes.size())]);
@@ -64,6 +71,7 @@ void put_vex(Random& rng, const InstructionLimits& limits, std::vector<std::uint
   const bool memory = chance(rng, 35);
   const bool rorx = chance(rng, 15);
   std::uint8_t rxb = static_cast<std::uint8_t>(byte(rng) & 0xE0);
+  if (limits.bits == 32) rxb |= 0xC0;  // else it is LES
   if (limits.sequence && memory) rxb = static_cast<std::uint8_t>((rxb | 0x40) & ~0x20U);
   out.push_back(0xC4);
   out.push_back(static_cast<std::uint8_t>(rxb | (rorx ? 3 : 2)));
@@ -73,14 +81,10 @@ void put_vex(Random& rng, const InstructionLimits& limits, std::vector<std::uint
   put_modrm(rng, limits, out, memory);
 }
 
-bool decode(const cpu::CpuModel& model, RandomInstruction& i) {
-  ZydisDecoder decoder;
-  ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-  ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
-  ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
-  ZydisDecoderEnableMode(&decoder, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
+bool decode(const cpu::CpuModel& model, unsigned bits, RandomInstruction& i) {
+  const ZydisDecoder decoder = isa::make_decoder(bits, true, model);
   const ZyanStatus status =
-      ZydisDecoderDecodeFull(&decoder, i.bytes.data(), i.bytes.size(), &i.insn, i.ops.data());
+      isa::decode(decoder, i.bytes.data(), i.bytes.size(), i.insn, i.ops.data());
   if (!ZYAN_SUCCESS(status)) return false;
   i.bytes.resize(i.insn.length);
   const isa::Opcode opcode = isa::opcode_of(i.insn, i.ops.data());
@@ -98,9 +102,18 @@ bool excluded(const RandomInstruction& i) {
     default:
       break;
   }
-  return std::any_of(i.ops.begin(), i.ops.begin() + i.insn.operand_count, [](const auto& o) {
-    return o.type == ZYDIS_OPERAND_TYPE_MEMORY &&
-           (o.mem.segment == ZYDIS_REGISTER_FS || o.mem.segment == ZYDIS_REGISTER_GS);
+  // 0F 0D with a register is a NOP for Intel and #UD for AMD.
+  if (i.insn.meta.isa_set == ZYDIS_ISA_SET_PREFETCH_NOP && i.memory() == nullptr) return true;
+  return std::any_of(i.ops.begin(), i.ops.begin() + i.insn.operand_count, [&i](const auto& o) {
+    if (o.type != ZYDIS_OPERAND_TYPE_MEMORY || o.mem.type == ZYDIS_MEMOP_TYPE_AGEN) return false;
+    // The process has no base in FS and GS; and CS is not writable.
+    if (o.mem.segment == ZYDIS_REGISTER_FS || o.mem.segment == ZYDIS_REGISTER_GS ||
+        (o.mem.segment == ZYDIS_REGISTER_CS &&
+         i.insn.machine_mode == ZYDIS_MACHINE_MODE_LEGACY_32)) {
+      return true;
+    }
+    // 16-bit addresses do not reach the window; the stack's are not of that kind.
+    return i.insn.address_width == 16 && o.mem.base != ZYDIS_REGISTER_ESP;
   });
 }
 
@@ -112,13 +125,14 @@ bool writes(const RandomInstruction& i, ZydisRegister wide) {
   });
 }
 
-bool fits_sequence(const RandomInstruction& i) {
+bool fits_sequence(const RandomInstruction& i, const InstructionLimits& limits) {
   if (writes(i, ZYDIS_REGISTER_R15) || writes(i, ZYDIS_REGISTER_RSP)) return false;
   for (unsigned k = 0; k < i.insn.operand_count; ++k) {
     const ZydisDecodedOperand& o = i.ops[k];
     if (o.type != ZYDIS_OPERAND_TYPE_MEMORY) continue;
     if (o.visibility != ZYDIS_OPERAND_VISIBILITY_EXPLICIT) return false;
     if (o.mem.base != ZYDIS_REGISTER_R15 || o.mem.index != ZYDIS_REGISTER_NONE) return false;
+    if (o.mem.disp.value < -limits.reach || o.mem.disp.value > limits.reach) return false;
   }
   switch (i.insn.mnemonic) {
     case ZYDIS_MNEMONIC_BT:
@@ -136,13 +150,14 @@ bool fits_sequence(const RandomInstruction& i) {
 }
 
 /// Where a memory operand of the window goes: inside, across pages, into the pages that fault.
-std::uint64_t make_target(Random& rng) {
+std::uint64_t make_target(Random& rng, bool wide) {
   const std::uint64_t kind = below(rng, 100);
   if (kind < 70) return NativeOracle::kData + 0x400 + below(rng, 0x3800);
   if (kind < 84) return NativeOracle::kData + 0x1000 * (1 + below(rng, 3)) - 1 - below(rng, 16);
   if (kind < 90) return NativeOracle::kReadOnly - 1 - below(rng, 16);
   if (kind < 94) return NativeOracle::kReadOnly + below(rng, 0xFE0);
-  if (kind < 98) return NativeOracle::kAbsent - 1 - below(rng, 16);
+  if (kind < 97) return NativeOracle::kAbsent - 1 - below(rng, 16);
+  if (kind < 98 && wide) return 0x8000'0000'0000'0000ULL | rng() >> 2;  // not canonical
   return NativeOracle::kAbsent + below(rng, 0x800);
 }
 
@@ -159,7 +174,7 @@ std::uint64_t address_value(Random& rng, const RandomInstruction& i, std::uint64
 
 void aim_explicit(Random& rng, RandomInstruction& i, std::uint64_t at, NativeState& s) {
   const ZydisDecodedOperand& o = *i.memory();
-  const std::uint64_t target = make_target(rng);
+  const std::uint64_t target = make_target(rng, i.insn.address_width == 64);
   const auto scale = static_cast<std::uint64_t>(o.mem.scale);
   if (o.mem.base == ZYDIS_REGISTER_RIP || o.mem.base == ZYDIS_REGISTER_EIP) {
     i.set_displacement(target - at - i.bytes.size());
@@ -202,7 +217,10 @@ void aim_implicit(Random& rng, RandomInstruction& i, NativeState& s) {
     if (o.mem.base == ZYDIS_REGISTER_NONE) continue;
     const unsigned base = number(o.mem.base);
     if (base == cpu::RSP && explicit_base_sp) continue;
-    s.gpr[base] = address_value(rng, i, make_target(rng));
+    // The stack's width does not depend on the address size.
+    s.gpr[base] = base == cpu::RSP
+                      ? make_target(rng, i.insn.address_width == 64)
+                      : address_value(rng, i, make_target(rng, i.insn.address_width == 64));
   }
   if ((i.insn.attributes &
        (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)) != 0 &&
@@ -211,11 +229,11 @@ void aim_implicit(Random& rng, RandomInstruction& i, NativeState& s) {
     if (chance(rng, 30)) s.gpr[cpu::RAX] = 0;
   }
   if (i.insn.mnemonic == ZYDIS_MNEMONIC_XLAT) {
-    s.gpr[cpu::RBX] = address_value(rng, i, make_target(rng));
+    s.gpr[cpu::RBX] = address_value(rng, i, make_target(rng, i.insn.address_width == 64));
   }
   if (i.insn.mnemonic == ZYDIS_MNEMONIC_LEAVE || i.insn.mnemonic == ZYDIS_MNEMONIC_ENTER) {
-    s.gpr[cpu::RSP] = make_target(rng);
-    s.gpr[cpu::RBP] = make_target(rng);
+    s.gpr[cpu::RSP] = make_target(rng, i.insn.address_width == 64);
+    s.gpr[cpu::RBP] = make_target(rng, i.insn.address_width == 64);
   }
   if (i.insn.mnemonic == ZYDIS_MNEMONIC_ENTER) {
     i.bytes[i.insn.raw.imm[0].offset + 1] &= 3;  // locals within the window
@@ -269,6 +287,13 @@ void RandomInstruction::set_displacement(std::uint64_t value) {
   }
 }
 
+RandomInstruction make_instruction(std::vector<std::uint8_t> bytes, const cpu::CpuModel& model) {
+  RandomInstruction i;
+  i.bytes = std::move(bytes);
+  if (!decode(model, 64, i)) throw std::invalid_argument("not an instruction of this model");
+  return i;
+}
+
 RandomInstruction make_instruction(Random& rng, const cpu::CpuModel& model,
                                    const InstructionLimits& limits) {
   for (;;) {
@@ -279,13 +304,13 @@ RandomInstruction make_instruction(Random& rng, const cpu::CpuModel& model,
       put_legacy(rng, limits, i.bytes);
     }
     while (i.bytes.size() < 20) i.bytes.push_back(byte(rng));
-    if (!decode(model, i) || excluded(i)) continue;
-    if (limits.sequence && !fits_sequence(i)) continue;
+    if (!decode(model, limits.bits, i) || excluded(i)) continue;
+    if (limits.sequence && !fits_sequence(i, limits)) continue;
     return i;
   }
 }
 
-NativeState make_state(Random& rng, RandomInstruction& i, std::uint64_t at) {
+NativeState make_state(Random& rng, RandomInstruction& i, std::uint64_t at, unsigned bits) {
   NativeState s;
   for (std::uint64_t& r : s.gpr) r = interesting_value(rng);
   s.rflags = 2 | (rng() & 0x8D5) | (chance(rng, 25) ? 0x400U : 0U);
@@ -297,6 +322,10 @@ NativeState make_state(Random& rng, RandomInstruction& i, std::uint64_t at) {
   }
   aim_implicit(rng, i, s);
   if (m != nullptr) aim_explicit(rng, i, at, s);
+  if (bits == 32) {
+    for (std::size_t r = 0; r < 16; ++r)
+      s.gpr[r] = r < 8 ? static_cast<std::uint32_t>(s.gpr[r]) : 0;
+  }
   return s;
 }
 
@@ -328,7 +357,8 @@ Guest::Guest() : base_(Machine::long_mode_state()) {
   base_.tr.base = kTss;
 }
 
-void Guest::run(std::span<const std::uint8_t> code, std::uint64_t at, NativeState& state) {
+void Guest::run(std::span<const std::uint8_t> code, std::uint64_t at, NativeState& state,
+                unsigned bits) {
   std::vector<std::uint8_t> bytes(code.begin(), code.end());
   bytes.push_back(0xF4);
   machine.write(at, bytes);
@@ -336,6 +366,7 @@ void Guest::run(std::span<const std::uint8_t> code, std::uint64_t at, NativeStat
   s.gpr = state.gpr;
   s.rip = at;
   s.rflags = state.rflags;
+  if (bits == 32) s.segment[cpu::CS].attributes = 0xC09B;  // compatibility mode
   machine.core->set_state(s);
   const engine::Exit exit = machine.core->run();
   ASSERT_EQ(exit.kind, engine::ExitKind::halt) << exit.reason;

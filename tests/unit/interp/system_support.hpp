@@ -114,8 +114,7 @@ class SystemMachine : public Machine {
   }
 
   [[nodiscard]] static cpu::Segment flat(unsigned selector, std::uint32_t attributes) {
-    return {0, 0xFFFFFFFF, static_cast<std::uint16_t>(selector),
-            attributes | (selector & 3U) << 5};
+    return {0, 0xFFFFFFFF, static_cast<std::uint16_t>(selector), attributes | (selector & 3U) << 5};
   }
   /// Ready to run in `env` at `cpl`, interrupts off.
   [[nodiscard]] cpu::VcpuState state(unsigned cpl = 0) const {

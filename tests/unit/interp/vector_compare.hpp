@@ -14,7 +14,7 @@ inline constexpr std::uint64_t kArithmeticFlags = 0x8D5;
 
 class Comparison {
  public:
-  explicit Comparison(std::string_view model = "default") : guest{model} {}
+  Comparison() { guest.use_model(model_with(all_vector_features())); }
 
   /// Differences between the two sides as text; empty if there are none. `in.fx` and the operand
   /// memory are the same for both at the start.

@@ -71,7 +71,8 @@ class Generator {
   bool chance(unsigned percent) { return below(100) < percent; }
 
   /// Bytes of an instruction at this point with random registers or a random address.
-  std::vector<std::uint8_t> bytes_at(const OpcodePoint& p, bool memory, bool low_registers = false) {
+  std::vector<std::uint8_t> bytes_at(const OpcodePoint& p, bool memory,
+                                     bool low_registers = false) {
     std::vector<std::uint8_t> b;
     const unsigned extend = low_registers ? 0 : static_cast<unsigned>(below(8));  // R, X, B
     if (p.vex) {
@@ -137,27 +138,43 @@ class Generator {
 
   std::uint32_t float32() {
     switch (below(8)) {
-      case 0: return static_cast<std::uint32_t>(random() & 0x807FFFFF);               // denormal
-      case 1: return static_cast<std::uint32_t>((random() & 0x80000000) | 0x7F800000);  // infinity
-      case 2: return static_cast<std::uint32_t>(random() | 0x7F800000);                  // NaN
-      case 3: return static_cast<std::uint32_t>(random() & 0x80000000);                  // zero
-      case 4: return static_cast<std::uint32_t>(random() & 0x80FFFFFF) | 0x7F000000;     // huge
-      case 5: return std::bit_cast<std::uint32_t>(static_cast<float>(below(2000)) - 1000.0F);
-      case 6: return static_cast<std::uint32_t>(random() & 0x81FFFFFF);                  // tiny
-      default: return static_cast<std::uint32_t>(random());
+      case 0:
+        return static_cast<std::uint32_t>(random() & 0x807FFFFF);  // denormal
+      case 1:
+        return static_cast<std::uint32_t>((random() & 0x80000000) | 0x7F800000);  // infinity
+      case 2:
+        return static_cast<std::uint32_t>(random() | 0x7F800000);  // NaN
+      case 3:
+        return static_cast<std::uint32_t>(random() & 0x80000000);  // zero
+      case 4:
+        return static_cast<std::uint32_t>(random() & 0x80FFFFFF) | 0x7F000000;  // huge
+      case 5:
+        return std::bit_cast<std::uint32_t>(static_cast<float>(below(2000)) - 1000.0F);
+      case 6:
+        return static_cast<std::uint32_t>(random() & 0x81FFFFFF);  // tiny
+      default:
+        return static_cast<std::uint32_t>(random());
     }
   }
   std::uint64_t float64() {
     constexpr std::uint64_t kSign = 1ULL << 63;
     switch (below(8)) {
-      case 0: return random() & (kSign | 0xFFFFFFFFFFFFFULL);
-      case 1: return (random() & kSign) | 0x7FF0000000000000ULL;
-      case 2: return random() | 0x7FF0000000000000ULL;
-      case 3: return random() & kSign;
-      case 4: return (random() & 0x801FFFFFFFFFFFFFULL) | 0x7FE0000000000000ULL;
-      case 5: return std::bit_cast<std::uint64_t>(static_cast<double>(below(2000)) - 1000.0);
-      case 6: return random() & 0x803FFFFFFFFFFFFFULL;
-      default: return random();
+      case 0:
+        return random() & (kSign | 0xFFFFFFFFFFFFFULL);
+      case 1:
+        return (random() & kSign) | 0x7FF0000000000000ULL;
+      case 2:
+        return random() | 0x7FF0000000000000ULL;
+      case 3:
+        return random() & kSign;
+      case 4:
+        return (random() & 0x801FFFFFFFFFFFFFULL) | 0x7FE0000000000000ULL;
+      case 5:
+        return std::bit_cast<std::uint64_t>(static_cast<double>(below(2000)) - 1000.0);
+      case 6:
+        return random() & 0x803FFFFFFFFFFFFFULL;
+      default:
+        return random();
     }
   }
 

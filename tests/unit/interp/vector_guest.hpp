@@ -5,12 +5,36 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "test_support.hpp"
 #include "vector_native.hpp"
 
 namespace strata::interp::test {
+
+/// A processor model of exactly these features (and what the host can not give left out).
+inline cpu::CpuModel model_with(const std::vector<std::string>& features) {
+  std::string text = R"({"name": "test", "vendor": "GenuineIntel", "family": 6, "model": 1,
+    "stepping": 0, "microcode": 1, "brand": "test", "physical_address_bits": 40, "features": [)";
+  for (std::size_t i = 0; i < features.size(); ++i) {
+    text += (i == 0 ? "\"" : ", \"") + features[i] + '"';
+  }
+  text += R"(], "kvm_features": [], "caches": []})";
+  auto model = cpu::CpuModel::from_json(text);
+  if (!model) throw std::runtime_error(model.error().message);
+  return *model;
+}
+
+/// Everything that the vector units can do, whether the default model has it or not.
+inline std::vector<std::string> all_vector_features() {
+  return {"fpu",    "tsc",     "msr",       "pae",    "cx8",    "pge",    "cmov",
+          "pat",    "mmx",     "fxsr",      "sse",    "sse2",   "sse3",   "ssse3",
+          "fma",    "cx16",    "pclmulqdq", "sse4_1", "sse4_2", "popcnt", "aes",
+          "xsave",  "avx",     "f16c",      "avx2",   "sha",    "pku",    "xsaveopt",
+          "xsavec", "xgetbv1", "syscall",   "nx",     "lm"};
+}
 
 class GuestCpu {
  public:
@@ -36,6 +60,12 @@ class GuestCpu {
     base.tr = cpu::Segment{kTss, 0x67, 0x18, 0x008B};
     // x87 exceptions are #MF.
     base.cr0 |= cpu::cr0::NE;
+  }
+
+  /// Another processor from the next instruction on.
+  void use_model(const cpu::CpuModel& model) {
+    machine.model = model;
+    machine.core->memory_written(PA{0}, machine.mmu.size());
   }
 
   /// 32-bit code in compatibility mode; exceptions still go to 64-bit handlers.
@@ -79,8 +109,8 @@ class GuestCpu {
   engine::Exit last_exit;
   std::uint64_t xcr0 = 0;
   std::uint32_t pkru = 0;
-  std::uint64_t error_code = 0;   ///< of the last trap that has one
-  std::uint64_t fault_rip = 0;    ///< of the last trap
+  std::uint64_t error_code = 0;  ///< of the last trap that has one
+  std::uint64_t fault_rip = 0;   ///< of the last trap
 
  private:
   void take_trap(const cpu::VcpuState& after, UnitState& out) {

@@ -171,8 +171,8 @@ class NativeCpu {
     put({0x48, 0x8B});
     absolute(4, offsetof(Context, host_rsp));
     put({0x9C, 0x8F});
-    absolute(0, offsetof(Context, rflags));        // pushfq; pop
-    put({0x68, 0x02, 0x02, 0x00, 0x00, 0x9D});     // push 202h; popfq
+    absolute(0, offsetof(Context, rflags));     // pushfq; pop
+    put({0x68, 0x02, 0x02, 0x00, 0x00, 0x9D});  // push 202h; popfq
     for (unsigned i = 0; i < 16; ++i) move_ymm(i, true);
     put({0x48, 0x0F, 0xAE});
     absolute(0, offsetof(Context, fx));  // fxsave64

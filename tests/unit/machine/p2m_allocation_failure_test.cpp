@@ -10,14 +10,8 @@
 namespace strata::machine {
 namespace {
 
-using test::kRun;
-using test::ManualHolder;
 using test::must;
-using test::Owner;
-using test::P2mTest;
-using test::same;
 using test::TestMachine;
-using test::Watcher;
 
 // ---- allocation failure at every allocation ----
 

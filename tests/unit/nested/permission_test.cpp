@@ -13,7 +13,7 @@ namespace strata::nested::test {
 namespace {
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr unsigned kStride = 23;  // prime to every factor of the product
+constexpr unsigned kStride = 101;  // prime to every factor of the product
 #else
 constexpr unsigned kStride = 1;
 #endif

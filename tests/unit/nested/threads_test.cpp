@@ -66,8 +66,11 @@ TEST_P(Threads, TranslateWhilePagesMove) {
     });
   }
   std::mt19937 random{77};
-  // On a busy host the vCPUs may start late.
-  for (int n = 0; n < kEdits || checked.load() < 2000; ++n) {
+  // On a busy host the vCPUs may start late and take turns with this thread.
+  const auto met = [&] {
+    return checked.load() > 2000 && vm.mmu->nested_stats().leaves_removed > 200;
+  };
+  for (int n = 0; n < kEdits || !met(); ++n) {
     const std::uint64_t i = random() % kPages;
     const PPN ppn = ppn_of(i);
     const std::uint64_t home = FakeP2m::home(ppn).value();
@@ -89,7 +92,6 @@ TEST_P(Threads, TranslateWhilePagesMove) {
   stop = true;
   for (auto& t : vcpus) t.join();
   EXPECT_EQ(wrong.load(), 0U);
-  EXPECT_GT(checked.load(), 1000U);
   EXPECT_EQ(vm.machine.nested_tables(), vm.mmu->nested_stats().tables);
 }
 
@@ -117,7 +119,11 @@ TEST_P(Threads, SplitAndJoinUnderWalks) {
     });
   }
   std::mt19937 random{99};
-  for (int n = 0; n < kEdits / 4 || checked.load() < 2000; ++n) {
+  const auto met = [&] {
+    const NestedStats stats = vm.mmu->nested_stats();
+    return checked.load() > 2000 && stats.splits > 20 && stats.joins > 20;
+  };
+  for (int n = 0; n < kEdits / 4 || !met(); ++n) {
     const std::uint64_t first = 512 + 512 * (random() % 2);
     const PPN ppn{first + random() % 512};
     Flush flush{vm.domain};
@@ -132,9 +138,6 @@ TEST_P(Threads, SplitAndJoinUnderWalks) {
   stop = true;
   for (auto& t : vcpus) t.join();
   EXPECT_EQ(wrong.load(), 0U);
-  EXPECT_GT(checked.load(), 1000U);
-  EXPECT_GT(vm.mmu->nested_stats().splits, 10U);
-  EXPECT_GT(vm.mmu->nested_stats().joins, 10U);
   EXPECT_EQ(vm.machine.nested_tables(), vm.mmu->nested_stats().tables);
 }
 
@@ -189,7 +192,8 @@ TEST_P(Threads, RealP2mDiscardsAndLogsUnderWriters) {
     });
   }
   std::mt19937 random{5};
-  for (int n = 0; n < kEdits / 4 || stores.load() < 2000; ++n) {
+  const auto met = [&] { return stores.load() > 2000 && mmu->nested_stats().leaves_removed > 200; };
+  for (int n = 0; n < kEdits / 4 || !met(); ++n) {
     Flush flush{machine.domain};
     const PpnRange range{PPN{random() % kPages}, 1 + random() % 64};
     if (n % 3 == 0) {
@@ -207,7 +211,6 @@ TEST_P(Threads, RealP2mDiscardsAndLogsUnderWriters) {
   for (auto& t : vcpus) t.join();
   machine.domain.collect();
   EXPECT_EQ(wrong.load(), 0U);
-  EXPECT_GT(stores.load(), 100U);
   const auto nested = static_cast<std::size_t>(FrameKind::nested_table);
   EXPECT_EQ(machine.frames.in_use()[nested], mmu->nested_stats().tables);
   for (Holder& h : holders) machine.domain.remove(h);

@@ -2,16 +2,19 @@
 // an engine that keeps translations as long as it may.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "mmu/flush.hpp"
@@ -95,6 +98,11 @@ class FakeP2m final : public P2m {
             runs_[ppn.value() / 512] ? kLargePageShift : kPageShift};
   }
   Expected<P2mLookup, Fault> resolve(PPN ppn, AccessKind kind) override {
+    auto result = resolve_now(ppn, kind);
+    if (after_resolve && ppn == after_resolve_of) std::exchange(after_resolve, nullptr)();
+    return result;
+  }
+  Expected<P2mLookup, Fault> resolve_now(PPN ppn, AccessKind kind) {
     const P2mLookup found = lookup(ppn);
     const auto fault = [&](FaultKind k) {
       return Unexpected{Fault{Stage::p2m, k, 0, {}, address_of(ppn)}};
@@ -140,6 +148,10 @@ class FakeP2m final : public P2m {
   void set_run(PPN ppn, bool on) { runs_[ppn.value() / 512] = on; }
   [[nodiscard]] bool observed() const { return !observers_.empty(); }
   std::atomic<int> noted_dirty{0};
+  /// Runs once, when `after_resolve_of` has been resolved: what another vCPU does in the middle of
+  /// a miss.
+  std::function<void()> after_resolve;
+  PPN after_resolve_of;
 
  private:
   [[nodiscard]] std::byte* page(MPN mpn) const { return frames_.window().host(address_of(mpn)); }
@@ -177,18 +189,26 @@ class FakeEngine final : public TranslationHolder {
   }
   ~FakeEngine() override { domain_.remove(*this); }
 
-  void invalidate(const Invalidation& /*what*/, Epoch epoch) noexcept override {
+  void invalidate(const Invalidation& what, Epoch epoch) noexcept override {
+    const std::lock_guard guard{lock_};
+    mailbox_.all = mailbox_.all || what.all;
+    mailbox_.ranges.insert(mailbox_.ranges.end(), what.ranges.begin(), what.ranges.end());
     told_.store(epoch, std::memory_order_seq_cst);
   }
   [[nodiscard]] Epoch passed() const noexcept override {
     return inside_ ? ~Epoch{0} : passed_.load(std::memory_order_seq_cst);
   }
-  /// The point between two instructions.
+  /// The point between two instructions: drops what it was told to drop, and nothing else.
   void quiesce() {
-    const Epoch told = told_.load(std::memory_order_seq_cst);
-    if (passed_.load() == told) return;
-    tlb_.clear();
-    passed_.store(told, std::memory_order_seq_cst);
+    if (!stale()) return;
+    const std::lock_guard guard{lock_};
+    std::erase_if(tlb_, [&](const auto& cached) {
+      const PPN ppn = page_of(cached.second.pa);
+      return mailbox_.all || std::any_of(mailbox_.ranges.begin(), mailbox_.ranges.end(),
+                                         [&](const PpnRange& r) { return r.contains(ppn); });
+    });
+    mailbox_ = {};
+    passed_.store(told_.load(), std::memory_order_seq_cst);
   }
   /// Whether translations got since the last quiesce() have to be dropped before use.
   [[nodiscard]] bool stale() const noexcept { return told_.load() != passed_.load(); }
@@ -233,6 +253,8 @@ class FakeEngine final : public TranslationHolder {
   VcpuId vcpu_;
   bool lazy_;
   std::atomic<bool> inside_{false};
+  std::mutex lock_;
+  Invalidation mailbox_;
   std::atomic<Epoch> told_{0};
   std::atomic<Epoch> passed_{0};
   std::map<std::tuple<std::uint64_t, bool, bool>, Translation> tlb_;

@@ -65,6 +65,31 @@ TEST_F(Tracing, StoreToATableOfOnesOwnSetsDirtyFirst) {
   EXPECT_EQ(f.error().stage, Stage::guest_table);
 }
 
+TEST_F(Tracing, TracedStoresAreHitsWhileTheTraceLasts) {
+  s.put(at(kTable, 1), to(100, kPWU));
+  ASSERT_TRUE(s.read(page(1)));
+  ASSERT_TRUE(write_pa(kTable)->traced);
+  const MmuStats before = s.mmu->stats();
+  const auto t = write_pa(kTable);
+  EXPECT_TRUE(t->traced);
+  EXPECT_FALSE(t->writable);
+  EXPECT_TRUE(t->readable);
+  EXPECT_EQ(t->page, TestGuest::home(kTable));
+  EXPECT_EQ(s.mmu->stats().backend_misses, before.backend_misses);
+  EXPECT_EQ(s.mmu->stats().table_references - before.table_references, 8U);
+  // Rights above the leaf still count.
+  s.put(at(kTable, 2), to(kTable, kPWU | kD));
+  ASSERT_TRUE(s.write(page(2))->traced);
+  ASSERT_TRUE(s.write(page(2))->traced);
+  s.put(at(kRoot + 1), to(kRoot + 2, kP | kU));
+  ASSERT_TRUE(s.read(page(2)));
+  EXPECT_FALSE(s.write(page(2)));
+  s.put(at(kRoot + 1), to(kRoot + 2, kP | kW));
+  ASSERT_TRUE(s.read(page(2)));
+  EXPECT_FALSE(s.write(page(2), true));
+  EXPECT_TRUE(s.write(page(2))->traced);
+}
+
 TEST_F(Tracing, AnnouncedStoreZapsWhatItOverwrites) {
   s.put(at(kTable, 1), to(100, kPWU));
   s.put(at(kTable, 2), to(101, kPWU));

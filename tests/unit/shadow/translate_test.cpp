@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <functional>
 
 #include "shadow_support.hpp"
 
@@ -195,6 +196,50 @@ TEST_F(Translate, WholeMemoryChangeIsOneCall) {
   EXPECT_TRUE(s.read(page(1)));
 }
 
+TEST_F(Translate, StoreInTheMiddleOfAMissWins) {
+  s.put(at(kTable, 1), to(100, kPWU));
+  s.put(at(kTable, 2), to(101, kPWU));
+  ASSERT_TRUE(s.read(page(2)));
+  s.p2m.after_resolve_of = PPN{100};
+  s.p2m.after_resolve = [&] { s.put(at(kTable, 1), to(200, kPWU)); };
+  EXPECT_EQ(s.read(page(1))->pa, at(200));
+  EXPECT_EQ(s.read(page(1))->pa, at(200));
+  EXPECT_EQ(s.mmu->shadow_stats().retries, 1U);
+}
+
+TEST_F(Translate, P2mChangeInTheMiddleOfAMissWins) {
+  s.put(at(kTable, 1), to(100, kPWU | kD));
+  s.put(at(kTable, 2), to(101, kPWU | kD));
+  ASSERT_TRUE(s.read(page(2)));
+  s.p2m.after_resolve_of = PPN{100};
+  s.p2m.after_resolve = [&] { s.p2m.set(PPN{100}, PageState::shared, kHome + 300); };
+  for (int pass = 0; pass < 2; ++pass) {
+    const auto t = s.read(page(1));
+    ASSERT_TRUE(t);
+    EXPECT_EQ(t->page, TestGuest::home(300));
+    EXPECT_FALSE(t->writable);
+  }
+  EXPECT_EQ(s.mmu->shadow_stats().retries, 1U);
+}
+
+TEST_F(Translate, MissThatNeverGetsThroughIsAnsweredUnlinked) {
+  s.put(at(kTable, 1), to(100, kPWU | kD));
+  s.put(at(kTable, 2), to(101, kPWU | kD));
+  ASSERT_TRUE(s.read(page(2)));
+  s.p2m.after_resolve_of = PPN{100};
+  std::function<void()> disturb = [&] {
+    s.put(at(kTable, 3), to(300, kPWU));
+    s.p2m.after_resolve = disturb;
+  };
+  s.p2m.after_resolve = disturb;
+  const auto t = s.write(page(1));
+  ASSERT_TRUE(t);
+  EXPECT_EQ(t->page, TestGuest::home(100));
+  EXPECT_TRUE(t->writable);
+  EXPECT_EQ(s.mmu->shadow_stats().unlinked, 1U);
+  EXPECT_EQ(s.mmu->shadow_stats().mappings, 1U);
+}
+
 TEST_F(Translate, LargePageOfARunIsOneLeaf) {
   s.p2m.set_run(PPN{1024}, true);
   s.put(at(kRoot + 2, 1), to(1024, kPWU | kPS | kD));
@@ -248,7 +293,9 @@ TEST_F(Translate, LargeRunOfZeroesIsFragmented) {
   for (std::uint64_t p = 1024; p < 1536; ++p) s.p2m.set(PPN{p}, PageState::zero);
   s.put(at(kRoot + 2, 1), to(1024, kPWU | kPS));
   for (int pass = 0; pass < 2; ++pass) {
-    EXPECT_EQ(s.read(VA{kLargePageSize + 5 * kPageSize})->page, address_of(s.p2m.zero_frame()));
+    for (const std::uint64_t i : {0ULL, 5ULL}) {
+      EXPECT_EQ(s.read(VA{kLargePageSize + i * kPageSize})->page, address_of(s.p2m.zero_frame()));
+    }
   }
   EXPECT_EQ(s.mmu->shadow_stats().large_leaves, 0U);
 }
