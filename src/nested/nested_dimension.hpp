@@ -109,7 +109,7 @@ class NestedDimension {
     std::uint64_t joined = 0;
     for (const PPN ppn : joinable(range)) {
       const std::uint64_t before = count_.joins.value();
-      (void)install_locked(ppn, AccessKind::read, flush);
+      (void)install_locked(ppn, flush);
       joined += count_.joins.value() - before;
     }
     return joined;
@@ -232,7 +232,7 @@ class NestedDimension {
         continue;
       }
       Flush flush{*domain_};
-      const auto installed = install(ppn, kind, flush);
+      const auto installed = install(ppn, flush);
       flush.commit();
       if (!installed) return Unexpected{installed.error()};
       if (*installed) return {};
@@ -240,19 +240,18 @@ class NestedDimension {
     return fault(FaultKind::retry, address_of(ppn));
   }
 
-  Expected<bool, Fault> install(PPN ppn, AccessKind kind, Flush& flush) {
+  Expected<bool, Fault> install(PPN ppn, Flush& flush) {
     const std::lock_guard guard{fill_lock_};
-    return install_locked(ppn, kind, flush);
+    return install_locked(ppn, flush);
   }
 
   /// Installs what the P2M says now. Under the fill lock this can not go stale unnoticed: the P2M
   /// marks an entry busy before it tells drop(), so either we see the mark, or drop() comes after
-  /// us. False: the page is not usable for `kind` at this moment.
-  Expected<bool, Fault> install_locked(PPN ppn, AccessKind kind, Flush& flush) {
+  /// us. False: the page can not be mapped at this moment.
+  Expected<bool, Fault> install_locked(PPN ppn, Flush& flush) {
     const P2mLookup now = p2m_->lookup(ppn);
     if (!mappable(now.entry)) return false;
     const P2mTarget target = target_of(now.entry, p2m_->zero_frame());
-    if (kind == AccessKind::write && !target.writable) return false;
     const Leaf leaf = leaf_of(ppn, now, target);
     std::uint64_t splits = 0;
     const auto installed = table_.install(leaf, splits);

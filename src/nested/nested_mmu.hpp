@@ -77,7 +77,7 @@ class NestedMmu : public Mmu {
 
 /// A nested backend over `p2m`, registered as its observer while it lives. All references must
 /// outlive it, and `frames` also `domain` (freed tables wait there). Null when there is no frame
-/// for the root. Overhead: 4 KiB a nested table, about 25 KiB of caches a vCPU.
+/// for the root. Overhead: 4 KiB a nested table, about 17 KiB of caches a vCPU.
 ///
 /// The P2M must have marked a page busy (or logged) before it tells its observers, as P2mTable
 /// does: a violation that reads the entry afterwards then can not install what is about to go.

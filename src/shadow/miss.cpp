@@ -122,11 +122,16 @@ Expected<Translation, Fault> ShadowMmu::miss(VcpuId vcpu, VA va, Access access, 
     const std::uint64_t generation = tables_->generation();
     const auto mapping = find_mapping(v, va, access, anywhere);
     if (!mapping) return Unexpected{mapping.error()};
-    switch (try_install(vcpu, *mapping, generation, t, access)) {
+    const Install how = try_install(vcpu, *mapping, generation, t, access);
+    Fault fault{Stage::p2m, FaultKind::retry, 0, va, mapping->guest.pa};
+    // Somebody took write access away again (logging) after resolve() had given it.
+    if (access.kind == AccessKind::write && !t.writable && !t.traced) return Unexpected{fault};
+    switch (how) {
       case Install::done:
         return t;
       case Install::out_of_frames:
-        return Unexpected{Fault{Stage::p2m, FaultKind::out_of_memory, 0, va, mapping->guest.pa}};
+        fault.kind = FaultKind::out_of_memory;
+        return Unexpected{fault};
       case Install::unsettled:
         // Holders that wait in calls of their own have passed already; then it is settled now.
         if (tables_->unsettled() == 0 && attempt < kAttempts) continue;

@@ -1,7 +1,6 @@
 #include "shadow/tables.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <mutex>
 #include <utility>
 
@@ -324,10 +323,9 @@ Expected<MPN, Shortage> ShadowTables::take_frame(Change& change) {
     if (!evict(change)) return Unexpected{shortage};
   }
   // Only walks under the lock read shadow tables, so a table dropped under it can be reused at
-  // once; the epoch matters for frames that go back to their source.
+  // once; the epoch matters for frames that go back to their source. drop() has zapped every entry.
   const MPN mpn = change.retired.back();
   change.retired.pop_back();
-  std::memset(window_.words(mpn), 0, kPageSize);
   return mpn;
 }
 

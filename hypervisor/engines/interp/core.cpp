@@ -179,7 +179,8 @@ bool Core::take_events() {
 const Uop* Core::dispatch() {
   recorded_ = Leave::look_up;
   if (attention_flags.load(std::memory_order_acquire) != 0 && !handle_attention()) return nullptr;
-  if (!replaying_) {
+  // A delivery that had to exit (a stack in device memory) goes on where it was.
+  if (!replaying_ || exception.valid) {
     if (!take_events()) return nullptr;
     if (recorded_ == Leave::exit) return leave(Leave::exit);  // delivery met MMIO or a paused page
     if (exception.valid) return leave(Leave::exception);      // and one more fault after it

@@ -178,7 +178,7 @@ bool Core::read_pdptes(std::uint64_t cr3, std::array<std::uint64_t, 4>& out) {
   PagingContext off = context_;
   off.mode = PagingMode::off;
   env.mmu->set_context(env.id, off);
-  const auto t = env.mmu->translate(env.id, at, access);
+  const auto t = ask_mmu(at, access);
   if (t) std::memcpy(out.data(), env.window.host(t->page) + at.page_offset(), sizeof out);
   env.mmu->set_context(env.id, context_);
   if (t) return true;

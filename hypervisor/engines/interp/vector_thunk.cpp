@@ -112,6 +112,21 @@ const Uop* run_integer(Core& core, const Uop* u) {
   return u + 1;
 }
 
+/// Calls a floating-point thunk; the flags it raised. Afterwards the controls of MXCSR, which
+/// compiled code depends on, are the host's again; its sticky flags are nobody's.
+inline std::uint32_t call_floating(const HostThunk& t, const Uop* u,
+                                   const std::array<void*, 4>& slots, ThunkFrame& frame,
+                                   void* memory) {
+  // The usual case leaves what the psABI has processes run with, and saves a slow STMXCSR.
+  if (frame.mxcsr_in == mxcsr::kMasks) [[likely]] {
+    return call_thunk(t, u, slots, &frame, memory) & mxcsr::kFlags;
+  }
+  const std::uint32_t host = host_mxcsr();
+  const std::uint32_t raised = call_thunk(t, u, slots, &frame, memory) & mxcsr::kFlags;
+  set_host_mxcsr(host);
+  return raised;
+}
+
 template <Unit Which, ThunkMemory Memory>
 const Uop* run_floating(Core& core, const Uop* u) {
   if (const auto why = refusal<Which>(core); why != 0) [[unlikely]]
@@ -133,11 +148,7 @@ const Uop* run_floating(Core& core, const Uop* u) {
   general_inputs(core, u, t, frame);
   prepare_floating(core, frame);
   const std::array<void*, 4> slots = slot_pointers(core, u);
-  const std::uint32_t host = host_mxcsr();
-  const std::uint32_t raised = call_thunk(t, u, slots, &frame, memory) & mxcsr::kFlags;
-  // The sticky flags are nobody's; the controls are what compiled code depends on.
-  if (((frame.mxcsr_in ^ host) & ~mxcsr::kFlags) != 0) [[unlikely]]
-    set_host_mxcsr(host);
+  const std::uint32_t raised = call_floating(t, u, slots, frame, memory);
   if ((raised & frame.unmasked) != 0) [[unlikely]] {
     // The address comes first (VCVTPS2PH).
     if constexpr (Memory == ThunkMemory::write) {

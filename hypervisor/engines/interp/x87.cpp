@@ -119,10 +119,12 @@ const Uop* fldcw(Core& core, const Uop* u) {
   if (const auto why = refusal<Unit::x87_waiting>(core); why != 0) return core.fault(u, why);
   std::uint16_t fcw = 0;
   if (!core.load(core.ea(u), fcw)) return core.abort(u);
-  X87Image image = get_x87(core);
-  image.set(fx::kFcw, canonical_fcw(fcw));
-  image.update_summary();
-  set_x87(core, image);
+  fcw = canonical_fcw(fcw);
+  // ES and B follow: flags may have become unmasked (SDM 1 8.1.3.3).
+  unsigned fsw = fx_get<std::uint16_t>(core, fx::kFsw) & ~0x8080U;
+  if ((fsw & ~unsigned{fcw} & 0x3FU) != 0) fsw |= 0x8080U;
+  fx_set(core, fx::kFcw, fcw);
+  fx_set(core, fx::kFsw, static_cast<std::uint16_t>(fsw));
   return u + 1;
 }
 

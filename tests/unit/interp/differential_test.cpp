@@ -291,6 +291,30 @@ TEST_F(Differential, AwkwardOperands) {
   }
 }
 
+/// Quotients that just fit and just do not, in every width.
+TEST_F(Differential, DivisionEdges) {
+  std::vector<std::uint64_t> edges = {0, 1, 2, 3, ~0ULL, ~0ULL - 1};
+  for (const unsigned bits : {7U, 8U, 15U, 16U, 31U, 32U, 63U}) {
+    edges.insert(edges.end(), {(1ULL << bits) - 1, 1ULL << bits, (1ULL << bits) + 1,
+                               0 - (1ULL << bits), ~(1ULL << bits)});
+  }
+  const std::vector<std::vector<std::uint8_t>> instructions = {
+      {0xF6, 0xF1}, {0xF6, 0xF9}, {0x66, 0xF7, 0xF1}, {0x66, 0xF7, 0xF9},
+      {0xF7, 0xF1}, {0xF7, 0xF9}, {0x48, 0xF7, 0xF1}, {0x48, 0xF7, 0xF9}};
+  for (const std::uint64_t high : edges) {
+    for (const std::uint64_t low : edges) {
+      for (unsigned n = 0; n < 12 && failures_ < 12; ++n) {
+        NativeState before;
+        before.gpr[cpu::RAX] = low;
+        before.gpr[cpu::RDX] = chance(rng_, 60) ? (low >> 63 != 0 ? ~0ULL : 0) : high;
+        before.gpr[cpu::RCX] = chance(rng_, 30) ? ~0ULL : edges[below(rng_, edges.size())];
+        before.rflags = 2 | (rng_() & 0x8D5);
+        compare(instructions[below(rng_, instructions.size())], NativeOracle::kCode, before);
+      }
+    }
+  }
+}
+
 /// 32-bit code: other default sizes, the instructions that 64-bit mode lost, wrapping addresses.
 TEST_F(Differential, SingleInstructions32) {
   const std::uint64_t cases = setting("STRATA_FUZZ_CASES", 150'000) / 2;

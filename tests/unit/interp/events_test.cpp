@@ -511,7 +511,7 @@ TEST(Restart, AnInterruptIsNotLostWhenItsStackIsPaused) {
 }
 
 // Needs Core::dispatch() to deliver while it replays: `if (!replaying_ || exception.valid)`.
-TEST(Restart, DISABLED_AStackInDeviceMemoryIsWrittenExactlyOnce) {
+TEST(Restart, AStackInDeviceMemoryIsWrittenExactlyOnce) {
   SystemMachine m;
   m.mmu.page(SystemMachine::kStack0 - 8).mmio = true;
   const auto s = m.state(3);

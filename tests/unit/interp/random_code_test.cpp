@@ -117,6 +117,27 @@ bool excluded(const RandomInstruction& i) {
   });
 }
 
+/// Number 0-15 of a register of any width.
+unsigned number(ZydisRegister r) {
+  const ZydisRegister wide = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, r);
+  return static_cast<unsigned>(ZydisRegisterGetId(wide));
+}
+
+bool bit_instruction(ZydisMnemonic m) {
+  return m == ZYDIS_MNEMONIC_BT || m == ZYDIS_MNEMONIC_BTS || m == ZYDIS_MNEMONIC_BTR ||
+         m == ZYDIS_MNEMONIC_BTC;
+}
+
+/// A bit number in a register that is also part of the address: nobody can aim that.
+bool reaches_anywhere(const RandomInstruction& i) {
+  const ZydisDecodedOperand* m = i.memory();
+  if (m == nullptr || !bit_instruction(i.insn.mnemonic)) return false;
+  if (i.ops[1].type != ZYDIS_OPERAND_TYPE_REGISTER) return false;
+  const unsigned bit = number(i.ops[1].reg.value);
+  return (m->mem.base != ZYDIS_REGISTER_NONE && number(m->mem.base) == bit) ||
+         (m->mem.index != ZYDIS_REGISTER_NONE && number(m->mem.index) == bit);
+}
+
 bool writes(const RandomInstruction& i, ZydisRegister wide) {
   return std::any_of(i.ops.begin(), i.ops.begin() + i.insn.operand_count, [wide](const auto& o) {
     return o.type == ZYDIS_OPERAND_TYPE_REGISTER &&
@@ -161,12 +182,6 @@ std::uint64_t make_target(Random& rng, bool wide) {
   return NativeOracle::kAbsent + below(rng, 0x800);
 }
 
-/// Number 0-15 of a register of any width.
-unsigned number(ZydisRegister r) {
-  const ZydisRegister wide = ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, r);
-  return static_cast<unsigned>(ZydisRegisterGetId(wide));
-}
-
 /// An address register's value: outside the address size anything may stand.
 std::uint64_t address_value(Random& rng, const RandomInstruction& i, std::uint64_t v) {
   return i.insn.address_width == 32 ? (rng() << 32) | static_cast<std::uint32_t>(v) : v;
@@ -199,11 +214,6 @@ void aim_explicit(Random& rng, RandomInstruction& i, std::uint64_t at, NativeSta
   } else {
     s.gpr[base] = address_value(rng, i, target - disp - s.gpr[index] * scale);
   }
-}
-
-bool bit_instruction(ZydisMnemonic m) {
-  return m == ZYDIS_MNEMONIC_BT || m == ZYDIS_MNEMONIC_BTS || m == ZYDIS_MNEMONIC_BTR ||
-         m == ZYDIS_MNEMONIC_BTC;
 }
 
 /// Registers of implicit memory operands, and inputs that make rare outcomes common.
@@ -304,7 +314,7 @@ RandomInstruction make_instruction(Random& rng, const cpu::CpuModel& model,
       put_legacy(rng, limits, i.bytes);
     }
     while (i.bytes.size() < 20) i.bytes.push_back(byte(rng));
-    if (!decode(model, limits.bits, i) || excluded(i)) continue;
+    if (!decode(model, limits.bits, i) || excluded(i) || reaches_anywhere(i)) continue;
     if (limits.sequence && !fits_sequence(i, limits)) continue;
     return i;
   }

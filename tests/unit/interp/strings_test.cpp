@@ -25,7 +25,7 @@ class StringsTest : public ::testing::Test {
   }
   void fill(std::uint64_t va, std::size_t bytes) {
     for (std::size_t i = 0; i < bytes; ++i)
-      m_.poke(va + i, static_cast<std::uint8_t>(i * 7 + i / 256));
+      m_.poke(va + i, static_cast<std::uint8_t>(i * 7 + i / 256 + i / 65536 * 31));
   }
   Machine m_;
   cpu::VcpuState s_ = Machine::long_mode_state();
@@ -123,6 +123,23 @@ TEST_F(StringsTest, AddressesOf32BitsWrap) {
   EXPECT_EQ(after_.gpr[cpu::RSI], kFrom + 16);
   EXPECT_EQ(after_.gpr[cpu::RDI], kTo + 16);
   EXPECT_EQ(std::memcmp(m_.mmu.base() + kFrom, m_.mmu.base() + kTo, 16), 0);
+}
+
+TEST_F(StringsTest, AddressesOf16BitsWrapAmidAPage) {
+  s_ = cpu::flat_protected_mode(Machine::kCode);
+  s_.segment[cpu::CS] = {0, 0xFFFFFFFF, 0x08, 0x009B};  // D = 0
+  s_.segment[cpu::DS].base = kFrom + 0x800;
+  s_.segment[cpu::ES].base = kTo + 0x20000;
+  s_.gpr[cpu::RSI] = 0xAAAAFFF8;
+  s_.gpr[cpu::RDI] = 0x55550010;
+  fill(kFrom, 0x20000);
+  run({0xF3, 0xA4}, 0x77770010);
+  EXPECT_EQ(after_.gpr[cpu::RCX], 0x77770000U);
+  EXPECT_EQ(after_.gpr[cpu::RSI], 0xAAAA0008U);
+  EXPECT_EQ(after_.gpr[cpu::RDI], 0x55550020U);
+  const std::byte* const target = m_.mmu.base() + kTo + 0x20010;
+  EXPECT_EQ(std::memcmp(target, m_.mmu.base() + kFrom + 0x107F8, 8), 0);
+  EXPECT_EQ(std::memcmp(target + 8, m_.mmu.base() + kFrom + 0x800, 8), 0);
 }
 
 TEST_F(StringsTest, PausesForAttentionAndFinishesLater) {

@@ -277,6 +277,42 @@ TEST_F(VectorTest, CompatibilityMode) {
   EXPECT_GT(cases, 3000U);
 }
 
+/// Outside 64-bit mode W does not make general registers wide (SDM 2A 2.3.5.5 and the
+/// instructions' pages): the guest's W1 is the host's W0.
+TEST_F(VectorTest, WideGeneralRegistersExistInLongModeOnly) {
+  c.guest.use_32_bit();
+  const std::vector<std::vector<std::uint8_t>> wide{
+      {0xC4, 0xE3, 0xF1, 0x22, 0xC3, 0x01},  // vpinsrq xmm0, xmm1, rbx, 1
+      {0xC4, 0xE3, 0xF9, 0x16, 0xC3, 0x01},  // vpextrq rbx, xmm0, 1
+      {0xC4, 0xE1, 0xF3, 0x2A, 0xC3},        // vcvtsi2sd xmm0, xmm1, rbx
+      {0xC4, 0xE1, 0xFB, 0x2C, 0xD9},        // vcvttsd2si rbx, xmm1
+      {0xC4, 0xE1, 0xF9, 0x6E, 0xC3},        // vmovq xmm0, rbx
+      {0xC4, 0xE1, 0xF9, 0x7E, 0xC3}};       // vmovq rbx, xmm0
+  for (auto code : wide) {
+    UnitState in = g.state(false);
+    for (auto& r : in.gpr) r &= 0xFFFFFFFF;
+    for (unsigned r = 8; r < 16; ++r) in.ymm[r] = {};
+    c.out_guest = c.guest.run(code, in);
+    code[2] &= 0x7F;
+    c.out_native = c.native.run(code, in);
+    EXPECT_EQ(c.differences(), "") << unsigned{code[3]};
+  }
+}
+
+/// A result that can not be stored is not computed either: the page fault wins over #XM.
+TEST_F(VectorTest, AddressComesBeforeFloatingPointException) {
+  const std::vector<std::uint8_t> code{0xC4, 0xE3, 0x79,
+                                       0x1D, 0x03, 0x00};  // vcvtps2ph [rbx], xmm0, 0
+  UnitState in;
+  in.ymm[0] = {0x7FA000007FA00000, 0, 0, 0};  // signalling NaNs
+  in.mxcsr = 0x1F00;
+  in.gpr[cpu::RBX] = NativeCpu::kData + 4096;
+  EXPECT_EQ(c.run_protected(code, in, NativeCpu::kData + 4096, true), "");
+  EXPECT_EQ(c.out_guest.trap, cpu::PF);
+  EXPECT_EQ(c.run(code, in), "");
+  EXPECT_EQ(c.out_guest.trap, cpu::XM);
+}
+
 /// No access where a page refuses it, and no trace of the instruction; where nothing is touched
 /// there (masked elements), no fault either.
 TEST_F(VectorTest, FaultsLeaveNoTrace) {

@@ -208,6 +208,15 @@ TEST_F(GuestCaches, AFaultIsNeverDeliveredFromAStaleEntry) {
   EXPECT_TRUE(vm.load(kVa)->writable) << "and the stale entry is gone";
 }
 
+TEST_F(GuestCaches, APageFaultDropsWhatItWasFoundWith) {
+  use(1);
+  // The PDE goes without a flush. What the processor remembers of it may serve until a fault.
+  vm.at(vm.slot_long4(kVa, 2)) = 0;
+  EXPECT_TRUE(vm.load(kVa));
+  EXPECT_FALSE(vm.load(kVa + kPageSize)) << "its PTE is not present";
+  EXPECT_FALSE(vm.load(kVa)) << "SDM 3A 4.10.4.1";
+}
+
 TEST(PaeCaches, LoadingOtherPdptesForgets) {
   NestedOptions options = kNoCaches;
   options.guest_caches = true;

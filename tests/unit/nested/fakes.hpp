@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -107,7 +108,11 @@ class FakeP2m final : public P2m {
     return pages_[ppn.value()];
   }
   Expected<P2mLookup, Fault> resolve(PPN ppn, AccessKind kind) override {
-    resolves.fetch_add(1);
+    const auto result = decide(ppn, kind);
+    if (after_resolve) std::exchange(after_resolve, nullptr)(ppn);
+    return result;
+  }
+  Expected<P2mLookup, Fault> decide(PPN ppn, AccessKind kind) {
     const P2mLookup now = lookup(ppn);
     const bool write = kind == AccessKind::write;
     if (now.entry.busy()) return fault(FaultKind::retry, ppn);
@@ -162,12 +167,16 @@ class FakeP2m final : public P2m {
   }
   /// Changes one page as an editor would; the caller commits `flush`.
   void change(PPN ppn, P2mEntry wanted, Flush& flush, unsigned run_shift = kPageShift) {
-    update(ppn, [](P2mEntry e) { return e.with_busy(true); });
-    tell({ppn, 1}, flush);
+    make_busy(ppn, flush);
     const std::lock_guard guard{lock_};
     P2mLookup& p = pages_[ppn.value()];
     p.entry = P2mEntry{(p.entry.next_version().raw() & ~((1ULL << 52) - 1)) | wanted.raw()};
     p.run_shift = run_shift;
+  }
+  /// What an editor does first.
+  void make_busy(PPN ppn, Flush& flush) {
+    update(ppn, [](P2mEntry e) { return e.with_busy(true); });
+    tell({ppn, 1}, flush);
   }
   void log(PpnRange range, Flush& flush) {
     for (std::uint64_t i = 0; i < range.count; ++i) {
@@ -180,7 +189,8 @@ class FakeP2m final : public P2m {
     for (P2mObserver* o : observers_) o->p2m_changed(range, flush);
   }
 
-  std::atomic<std::uint64_t> resolves{0};
+  /// Runs once, when the next resolve() has made up its mind: what another thread might do then.
+  std::function<void(PPN)> after_resolve;
   std::atomic<bool> refuse_memory{false};
   std::vector<std::uint64_t> dirty;
 

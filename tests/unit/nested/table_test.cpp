@@ -2,39 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <vector>
-
-#include "guest_builder.hpp"
+#include "table_fixture.hpp"
 
 namespace strata::nested::test {
 namespace {
 
-constexpr std::uint64_t k2M = kLargePageSize;
-constexpr std::uint64_t k1G = kHugePageSize;
-constexpr std::uint64_t kAddress = 0xFFFFFFFFFF000;
-
-class Tables : public testing::TestWithParam<Format> {
- protected:
-  [[nodiscard]] bool ept() const { return GetParam() == Format::ept; }
-  [[nodiscard]] std::uint64_t accessed() const { return ept() ? 1U << 8 : 1U << 5; }
-  [[nodiscard]] std::uint64_t dirty() const { return ept() ? 1U << 9 : 1U << 6; }
-  /// A VM without guest paging: translate() is the nested table alone.
-  static std::unique_ptr<Vm> flat(NestedOptions options = kNoCaches) {
-    auto vm = std::make_unique<Vm>(GetParam(), options);
-    vm->p2m.set(0, kGuestBytes >> kPageShift, PageState::private_page);
-    vm->use(vm->context(PagingMode::off));
-    return vm;
-  }
-  /// The same with 2 MiB runs everywhere.
-  static std::unique_ptr<Vm> flat_runs(NestedOptions options = kNoCaches,
-                                       unsigned shift = kLargePageShift) {
-    auto vm = flat(options);
-    vm->p2m.set(0, kGuestBytes >> kPageShift, PageState::private_page, shift);
-    return vm;
-  }
-};
-INSTANTIATE_TEST_SUITE_P(Formats, Tables, testing::Values(Format::ept, Format::npt),
-                         [](const auto& p) { return p.param == Format::ept ? "ept" : "npt"; });
+class Tables : public TableFixture {};
+INSTANTIATE_TEST_SUITE_P(Formats, Tables, kFormats, kFormatName);
 
 TEST_P(Tables, NamesItsFormat) {
   auto vm = flat();
@@ -140,31 +114,6 @@ TEST(EptTables, WithoutAccessedDirtyNothingIsWritten) {
     EXPECT_EQ(*vm.nested_entry(0x6000, level) & (3U << 8), 0U);
   }
   EXPECT_EQ(vm.mmu->stats().ad_writes, 0U);
-}
-
-TEST_P(Tables, GuestTableAccessesDirtyThePageThatHoldsThem) {
-  Vm vm{GetParam()};
-  vm.map_long4(0x1000, kData, kAll);
-  vm.use(vm.context());
-  ASSERT_TRUE(vm.load(0x1000));
-  EXPECT_NE(*vm.nested_entry(vm.root, 1) & dirty(), 0U);
-  EXPECT_NE(*vm.nested_entry(vm.slot_long4(0x1000, 1), 1) & dirty(), 0U);
-  EXPECT_EQ(*vm.nested_entry(kData, 1) & dirty(), 0U) << "data was only read";
-}
-
-TEST_P(Tables, GuestAccessedBitsCostOneWriteEachAndNoFurtherWalk) {
-  Vm vm{GetParam()};
-  vm.map_long4(0x1000, kData, kAll);
-  vm.map_long4(0x2000, kData, kP | kW | kU);
-  vm.use(vm.context());
-  ASSERT_TRUE(vm.load(0x1000));
-  ASSERT_TRUE(vm.load(0x2000));
-  EXPECT_EQ(vm.mmu->last_walk(0).ad_writes, 1U);
-  EXPECT_EQ(vm.mmu->last_walk(0).total(), 24U);
-  EXPECT_EQ(vm.at(vm.slot_long4(0x2000, 1)), kData | kP | kW | kU | kA);
-  EXPECT_FALSE(vm.load(0x2000)->writable);
-  ASSERT_TRUE(vm.store(0x2000));
-  EXPECT_EQ(vm.at(vm.slot_long4(0x2000, 1)), kData | kAll);
 }
 
 TEST_P(Tables, LargeAndHugeLeaves) {
@@ -323,6 +272,18 @@ TEST_P(Tables, EmptiedTablesAreFreedAfterTheFlush) {
   EXPECT_EQ(vm->load(k1G)->page.value(), kHomeBase + k1G);
 }
 
+TEST_P(Tables, ARangeEmptiesTheTableItBeginsIn) {
+  auto vm = flat();
+  for (const std::uint64_t page : {511U, 513U, 600U}) ASSERT_TRUE(vm->load(page << kPageShift));
+  ASSERT_EQ(vm->mmu->nested_stats().tables, 5U);
+  Flush flush{vm->domain};
+  vm->p2m.tell({PPN{511}, 3}, flush);
+  flush.commit();
+  EXPECT_EQ(vm->mmu->nested_stats().tables, 4U);
+  EXPECT_EQ(vm->nested_entry(600U << kPageShift, 1) != nullptr, true);
+  EXPECT_NE(*vm->nested_entry(600U << kPageShift, 1), 0U);
+}
+
 TEST_P(Tables, WholeAddressSpaceCanGoAtOnce) {
   auto vm = flat();
   for (std::uint64_t pa = 0; pa < kGuestBytes; pa += 64 * k2M) ASSERT_TRUE(vm->load(pa));
@@ -375,7 +336,8 @@ TEST_P(Tables, ATableIsJoinedWhenItsPagesAreOneRun) {
   Flush flush{vm->domain};
   EXPECT_EQ(vm->mmu->join({PPN{0}, kGuestBytes >> 12}, flush), 0U) << "not one run yet";
   vm->p2m.set(512, 512, PageState::private_page, kLargePageShift);
-  EXPECT_EQ(vm->mmu->join({PPN{513}, 511}, flush), 0U) << "the run reaches beyond the range";
+  EXPECT_EQ(vm->mmu->join({PPN{513}, 511}, flush), 0U) << "the run begins before the range";
+  EXPECT_EQ(vm->mmu->join({PPN{512}, 511}, flush), 0U) << "the run ends beyond the range";
   EXPECT_EQ(vm->mmu->join({PPN{0}, kGuestBytes >> 12}, flush), 1U);
   EXPECT_EQ(vm->mmu->join({PPN{0}, kGuestBytes >> 12}, flush), 0U) << "once is enough";
   EXPECT_EQ(vm->machine.nested_tables(), 4U);
@@ -412,127 +374,6 @@ TEST_P(Tables, AGigabyteIsJoinedOverTablesOfBothLevels) {
   flush.commit();
   EXPECT_EQ(vm->machine.nested_tables(), 2U);
   EXPECT_EQ(vm->load(k1G + 0x3000000)->page.value(), kHomeBase + k1G + 0x3000000);
-}
-
-TEST_P(Tables, GuestTablesNowhereReadAsOnes) {
-  Vm vm{GetParam()};
-  // A root in absent memory: all ones has reserved bits set.
-  vm.root = kGuestBytes;
-  vm.use(vm.context());
-  const auto r = vm.load(0x1000);
-  ASSERT_FALSE(r);
-  EXPECT_EQ(r.error().stage, Stage::guest_table);
-  EXPECT_EQ(r.error().error_code, pf::kPresent | pf::kReserved);
-  // i386 has no reserved bits in a PDE: 0xFFFFFFFF leads to another table of ones, which maps the
-  // last page of 4 GiB, and nothing is there.
-  vm.use(vm.context(PagingMode::i386));
-  const auto narrow = vm.load(0x1234);
-  ASSERT_FALSE(narrow);
-  PagingContext c = vm.context(PagingMode::i386);
-  c.pse = false;
-  vm.use(c);
-  const auto mmio = vm.load(0x1234);
-  ASSERT_FALSE(mmio);
-  EXPECT_EQ(mmio.error().kind, FaultKind::mmio);
-  EXPECT_EQ(mmio.error().pa.value(), 0xFFFFF234U);
-  EXPECT_EQ(vm.mmu->last_walk(0).guest, 2U);
-}
-
-TEST_P(Tables, GuestTablesBeyondFourLevelsDoNotWrapAround) {
-  Vm vm{GetParam()};
-  vm.map_long4(0x1000, kData, kAll);
-  vm.map_long4(0x2000, (1ULL << 48) + kData, kAll);
-  PagingContext c = vm.context();
-  c.maxphyaddr = 52;
-  vm.use(c);
-  ASSERT_TRUE(vm.load(0x1000));
-  const auto r = vm.load(0x2000);
-  ASSERT_FALSE(r);
-  EXPECT_EQ(r.error().kind, FaultKind::mmio);
-  EXPECT_EQ(r.error().pa.value(), (1ULL << 48) + kData);
-  c.root = PA{c.root.value() + (1ULL << 50)};
-  vm.use(c);
-  EXPECT_EQ(vm.load(0x1000).error().kind, FaultKind::page_fault);
-}
-
-TEST_P(Tables, GuestTablesInRomWorkAndKeepTheirBits) {
-  Vm vm{GetParam()};
-  vm.map_long4(0x1000, kData, kP | kW | kU, 1, kP | kW | kU);
-  const std::uint64_t leaf = vm.slot_long4(0x1000, 1);
-  vm.p2m.set(leaf >> 12, 1, PageState::rom);
-  vm.use(vm.context());
-  EXPECT_TRUE(vm.load(0x1000));
-  EXPECT_TRUE(vm.store(0x1000));
-  EXPECT_EQ(vm.at(leaf), kData | kP | kW | kU);
-  EXPECT_EQ(vm.at(vm.slot_long4(0x1000, 2)) & kA, kA) << "tables in RAM do get theirs";
-}
-
-TEST_P(Tables, GuestTablesInZeroPagesCostNoFrame) {
-  Vm vm{GetParam()};
-  vm.root = 0x300000;
-  vm.p2m.set(0x300, 1, PageState::zero);
-  vm.use(vm.context());
-  const auto r = vm.load(0x1000);
-  ASSERT_FALSE(r);
-  EXPECT_EQ(r.error().error_code, 0U);
-  EXPECT_EQ(vm.p2m.lookup(PPN{0x300}).entry.state(), PageState::zero);
-}
-
-TEST_P(Tables, SharedGuestTableIsUnsharedForItsAccessedBit) {
-  Vm vm{GetParam()};
-  vm.map_long4(0x1000, kData, kP | kW | kU);
-  const std::uint64_t leaf = vm.slot_long4(0x1000, 1);
-  // The contents lie elsewhere; home holds garbage.
-  std::memcpy(&vm.machine_word((kElsewhere << 12)), &vm.at(leaf & ~kPageMask), kPageSize);
-  std::memset(&vm.at(leaf & ~kPageMask), 0x55, kPageSize);
-  vm.p2m.set_entry(leaf >> 12, P2mEntry::make(PageState::shared, kElsewhere));
-  vm.use(vm.context());
-  ASSERT_TRUE(vm.load(0x1000));
-  EXPECT_EQ(vm.p2m.lookup(PPN{leaf >> 12}).entry.state(), PageState::private_page);
-  EXPECT_EQ(vm.at(leaf), kData | kP | kW | kU | kA);
-  EXPECT_EQ(vm.machine_word((kElsewhere << 12) + (leaf & kPageMask)), kData | kP | kW | kU)
-      << "the shared frame is not ours to write";
-}
-
-TEST_P(Tables, AccessedBitOfALoggedTableIsAnnounced) {
-  Vm vm{GetParam()};
-  vm.map_long4(0x1000, kData, kP | kW | kU);
-  const std::uint64_t leaf = vm.slot_long4(0x1000, 1);
-  Flush flush{vm.domain};
-  vm.p2m.log({PPN{leaf >> 12}, 1}, flush);
-  flush.commit();
-  vm.use(vm.context());
-  ASSERT_TRUE(vm.load(0x1000));
-  EXPECT_THAT(vm.p2m.dirty, testing::ElementsAre(leaf >> 12));
-}
-
-TEST_P(Tables, FaultsOnGuestTablesNameTheEntry) {
-  Vm vm{GetParam()};
-  vm.map_long4(0x1000, kData, kAll);
-  const std::uint64_t entry = vm.slot_long4(0x1000, 2);
-  struct {
-    PageState state;
-    FaultKind kind;
-  } const cases[] = {{PageState::swapped, FaultKind::paused},
-                     {PageState::compressed, FaultKind::paused},
-                     {PageState::poisoned, FaultKind::poisoned}};
-  vm.use(vm.context());
-  for (const auto& c : cases) {
-    Flush flush{vm.domain};
-    vm.p2m.change(PPN{entry >> 12}, P2mEntry::make(c.state, 3), flush);
-    flush.commit();
-    const auto r = vm.load(0x1234);
-    ASSERT_FALSE(r);
-    EXPECT_EQ(r.error().stage, Stage::p2m);
-    EXPECT_EQ(r.error().kind, c.kind);
-    EXPECT_EQ(r.error().pa.value(), entry);
-    EXPECT_EQ(r.error().va.value(), 0x1234U);
-  }
-  Flush flush{vm.domain};
-  const auto busy = P2mEntry::make(PageState::private_page, 1).with_busy(true);
-  vm.p2m.change(PPN{entry >> 12}, busy, flush);
-  flush.commit();
-  EXPECT_EQ(vm.load(0x1234).error().kind, FaultKind::retry);
 }
 
 TEST_P(Tables, HostMemoryRunsOutAtEveryAllocation) {
@@ -590,16 +431,6 @@ TEST_P(Tables, NoFrameForTheRootIsNull) {
   machine.fail_from(1);
   EXPECT_EQ(make_nested(GetParam(), p2m, machine, domain), nullptr);
   EXPECT_EQ(machine.nested_tables(), 0U);
-}
-
-TEST_P(Tables, P2mOutOfMemoryIsPassedOn) {
-  auto vm = flat();
-  vm->p2m.set(6, 1, PageState::zero);
-  vm->p2m.refuse_memory = true;
-  const auto r = vm->store(0x6010);
-  ASSERT_FALSE(r);
-  EXPECT_EQ(r.error().kind, FaultKind::out_of_memory);
-  EXPECT_EQ(r.error().pa.value(), 0x6010U);
 }
 
 TEST_P(Tables, VcpuBeyondTheMaximumAborts) {

@@ -93,12 +93,13 @@ class FakeP2m final : public P2m {
   ~FakeP2m() override { frames_.release(zero_, FrameKind::shared_page); }
 
   [[nodiscard]] P2mLookup lookup(PPN ppn) const noexcept override {
+    ppn = fold(ppn);
     if (ppn.value() >= kGuestPages) return {};
     return {P2mEntry{entries_[ppn.value()].load()},
             runs_[ppn.value() / 512] ? kLargePageShift : kPageShift};
   }
   Expected<P2mLookup, Fault> resolve(PPN ppn, AccessKind kind) override {
-    auto result = resolve_now(ppn, kind);
+    auto result = resolve_now(fold(ppn), kind);
     if (after_resolve && ppn == after_resolve_of) std::exchange(after_resolve, nullptr)();
     return result;
   }
@@ -130,6 +131,7 @@ class FakeP2m final : public P2m {
   [[nodiscard]] MPN zero_frame() const noexcept override { return zero_; }
   void note_dirty(PPN ppn) noexcept override {
     ++noted_dirty;
+    if (logs_again) return;
     const P2mEntry e{entries_[ppn.value()].load()};
     entries_[ppn.value()] = e.with_logged(false).next_version().raw();
   }
@@ -147,13 +149,20 @@ class FakeP2m final : public P2m {
   /// Says that the 2 MiB around `ppn` are one run, or are not.
   void set_run(PPN ppn, bool on) { runs_[ppn.value() / 512] = on; }
   [[nodiscard]] bool observed() const { return !observers_.empty(); }
+  /// Whether PAs from 4 GiB on lead to the same pages again, those with bit 37 to the page after.
+  bool high_aliases = false;
   std::atomic<int> noted_dirty{0};
+  bool logs_again = false;  ///< somebody logs a page as soon as it was noted
   /// Runs once, when `after_resolve_of` has been resolved: what another vCPU does in the middle of
   /// a miss.
   std::function<void()> after_resolve;
   PPN after_resolve_of;
 
  private:
+  [[nodiscard]] PPN fold(PPN ppn) const noexcept {
+    if (!high_aliases || ppn.value() < kGuestPages) return ppn;
+    return PPN{ppn.value() % kGuestPages + (ppn.value() >> 25 & 1)};
+  }
   [[nodiscard]] std::byte* page(MPN mpn) const { return frames_.window().host(address_of(mpn)); }
   [[nodiscard]] std::byte* home(PPN ppn) const { return page(MPN{kHome + ppn.value()}); }
   void change(PPN ppn, P2mEntry seen, PageState state, std::uint64_t payload) {

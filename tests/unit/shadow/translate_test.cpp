@@ -170,6 +170,19 @@ TEST_F(Translate, LoggedPageIsNotedOnTheFirstWrite) {
   EXPECT_EQ(s.p2m.noted_dirty, 1);
 }
 
+TEST_F(Translate, PageLoggedAgainAtOnceIsRetried) {
+  s.put(at(kTable, 1), to(100, kPWU | kD));
+  s.p2m.log(PPN{100});
+  s.p2m.logs_again = true;
+  const auto t = s.write(VA{page(1).value() + 3});
+  ASSERT_FALSE(t);
+  EXPECT_EQ(t.error().stage, Stage::p2m);
+  EXPECT_EQ(t.error().kind, FaultKind::retry);
+  EXPECT_EQ(t.error().pa, PA{at(100).value() + 3});
+  s.p2m.logs_again = false;
+  EXPECT_TRUE(s.write(page(1))->writable);
+}
+
 TEST_F(Translate, P2mChangeTakesEveryMappingOfThePage) {
   s.put(at(kTable, 1), to(100, kPWU | kD));
   s.put(at(kTable, 2), to(100, kPWU | kD));
@@ -263,6 +276,26 @@ TEST_F(Translate, LargePageOfARunIsOneLeaf) {
   EXPECT_EQ(s.read(VA{base.value() + 2 * kPageSize})->page, TestGuest::home(1026));
   EXPECT_EQ(s.read(base)->page_shift, kLargePageShift);
   EXPECT_EQ(s.mmu->shadow_stats().fragmented, 1U);
+}
+
+TEST_F(Translate, FragmentsGiveWayToALargeLeaf) {
+  s.put(at(kRoot + 2, 1), to(1024, kPWU | kPS | kD));
+  const auto va = [](std::uint64_t i) { return VA{kLargePageSize + i * kPageSize}; };
+  for (std::uint64_t i = 0; i < 8; ++i) ASSERT_TRUE(s.read(va(i)));
+  const ShadowStats before = s.mmu->shadow_stats();
+  EXPECT_EQ(before.mappings, 8U);
+  s.p2m.set_run(PPN{1024}, true);
+  ASSERT_TRUE(s.read(va(100)));
+  const ShadowStats after = s.mmu->shadow_stats();
+  EXPECT_EQ(after.large_leaves, 1U);
+  EXPECT_EQ(after.mappings, 1U);
+  EXPECT_EQ(after.pages, before.pages - 1);
+  for (const std::uint64_t i : {3ULL, 100ULL}) {
+    EXPECT_EQ(s.read(va(i))->page, TestGuest::home(1024 + i));
+    EXPECT_EQ(s.read(va(i))->pa, at(1024 + i));
+  }
+  s.p2m.set(PPN{1027}, PageState::swapped, 1);
+  EXPECT_FALSE(s.read(va(3)));
 }
 
 TEST_F(Translate, DirtyBitOfAFragmentedLargePageCoversItsPieces) {
