@@ -17,9 +17,8 @@ using strata::VA;
 namespace {
 
 // SDM 3A tables 4-15 to 4-20.
-constexpr std::uint64_t kPresent = 1, kWritable = 2, kUser = 4, kAccessed = 1 << 5,
-                        kDirty = 1 << 6, kLarge = 1 << 7, kGlobal = 1 << 8,
-                        kNoExecute = 1ULL << 63;
+constexpr std::uint64_t kPresent = 1, kWritable = 2, kUser = 4, kAccessed = 1 << 5, kDirty = 1 << 6,
+                        kLarge = 1 << 7, kGlobal = 1 << 8, kNoExecute = 1ULL << 63;
 constexpr std::uint64_t kAddress = 0x000F'FFFF'FFFF'F000;
 
 }  // namespace
@@ -31,8 +30,7 @@ struct TablelessMmu::GuestPage {
   bool global = false, dirty = true;
   unsigned shift = strata::kPageShift;
 
-  [[nodiscard]] bool permits(AccessKind kind, Access access,
-                             const strata::PagingContext& c) const {
+  [[nodiscard]] bool permits(AccessKind kind, Access access, const strata::PagingContext& c) const {
     if (access.user && !user) return false;
     if (kind == AccessKind::execute) return execute && !(c.smep && !access.user && user);
     if (!access.user && user && c.smap && !access.ac) return false;
@@ -65,10 +63,9 @@ Expected<TablelessMmu::GuestPage, Fault> TablelessMmu::walk(const strata::Paging
                                                             Access access) {
   GuestPage page;
   const bool write = access.kind == AccessKind::write;
-  std::uint32_t code = (write ? strata::pf::kWrite : 0) | (access.user ? strata::pf::kUser : 0) |
-                       (access.kind == AccessKind::execute && (c.nxe || c.smep)
-                            ? strata::pf::kFetch
-                            : 0);
+  std::uint32_t code =
+      (write ? strata::pf::kWrite : 0) | (access.user ? strata::pf::kUser : 0) |
+      (access.kind == AccessKind::execute && (c.nxe || c.smep) ? strata::pf::kFetch : 0);
   std::array<PA, 5> used{};
   PA table = c.root;
   for (unsigned level = 4;; --level) {

@@ -27,8 +27,7 @@ class TablelessMmu final : public strata::Mmu {
 
   [[nodiscard]] std::string_view name() const noexcept override { return "tableless"; }
   void set_context(strata::VcpuId vcpu, const strata::PagingContext& context) override;
-  strata::Expected<strata::Translation, strata::Fault> translate(strata::VcpuId vcpu,
-                                                                 strata::VA va,
+  strata::Expected<strata::Translation, strata::Fault> translate(strata::VcpuId vcpu, strata::VA va,
                                                                  strata::Access access) override;
   // Nothing is cached here, so there is nothing to flush: the engine's TLB is the engine's.
   void invalidate_page(strata::VcpuId, strata::VA) override {}
@@ -40,8 +39,7 @@ class TablelessMmu final : public strata::Mmu {
  private:
   struct GuestPage;
   using Word = std::atomic_ref<std::uint64_t>;
-  strata::Expected<std::uint64_t*, strata::Fault> entry_at(strata::PA pa,
-                                                           strata::AccessKind kind);
+  strata::Expected<std::uint64_t*, strata::Fault> entry_at(strata::PA pa, strata::AccessKind kind);
   strata::Expected<GuestPage, strata::Fault> walk(const strata::PagingContext& context,
                                                   strata::VA va, strata::Access access);
   strata::Expected<strata::Translation, strata::Fault> to_machine(const GuestPage& page,

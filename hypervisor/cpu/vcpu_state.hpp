@@ -9,7 +9,22 @@ namespace strata::cpu {
 
 /// Register numbers as instructions encode them.
 enum Gpr : std::uint8_t {
-  RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15
+  RAX,
+  RCX,
+  RDX,
+  RBX,
+  RSP,
+  RBP,
+  RSI,
+  RDI,
+  R8,
+  R9,
+  R10,
+  R11,
+  R12,
+  R13,
+  R14,
+  R15
 };
 enum SegmentName : std::uint8_t { ES, CS, SS, DS, FS, GS };
 
@@ -61,12 +76,28 @@ inline constexpr std::uint64_t CF = 1ULL << 0, FIXED = 1ULL << 1, PF = 1ULL << 2
                                RF = 1ULL << 16, VM = 1ULL << 17, AC = 1ULL << 18, VIF = 1ULL << 19,
                                VIP = 1ULL << 20, ID = 1ULL << 21;
 inline constexpr std::uint64_t ARITHMETIC = CF | PF | AF | ZF | SF | OF;
-}
+}  // namespace rflags
 
 /// Exception vectors (SDM 3A table 6-1).
 enum Vector : std::uint8_t {
-  DE = 0, DB = 1, NMI = 2, BP = 3, OF = 4, BR = 5, UD = 6, NM = 7, DF = 8, TS = 10, NP = 11,
-  SS_FAULT = 12, GP = 13, PF = 14, MF = 16, AC = 17, MC = 18, XM = 19
+  DE = 0,
+  DB = 1,
+  NMI = 2,
+  BP = 3,
+  OF = 4,
+  BR = 5,
+  UD = 6,
+  NM = 7,
+  DF = 8,
+  TS = 10,
+  NP = 11,
+  SS_FAULT = 12,
+  GP = 13,
+  PF = 14,
+  MF = 16,
+  AC = 17,
+  MC = 18,
+  XM = 19
 };
 
 /// Model-specific registers that are the vCPU's own; what the VMM answers (APIC base, x2APIC,

@@ -15,19 +15,19 @@
 namespace strata::engine {
 
 enum class ExitKind : std::uint8_t {
-  interrupted,   ///< kick() asked run() to return; nothing to complete
-  halt,          ///< HLT with interrupts enabled or not: sleep until the interrupt source has one
-  port_read,     ///< IN: answer with complete()
-  port_write,    ///< OUT: done when run() is called again
-  mmio_read,     ///< answer with complete()
+  interrupted,  ///< kick() asked run() to return; nothing to complete
+  halt,         ///< HLT with interrupts enabled or not: sleep until the interrupt source has one
+  port_read,    ///< IN: answer with complete()
+  port_write,   ///< OUT: done when run() is called again
+  mmio_read,    ///< answer with complete()
   mmio_write,
-  msr_read,      ///< an MSR the engine does not own: complete() or fail()
-  msr_write,     ///< run() again accepts it; fail() makes it #GP
-  hypercall,     ///< VMCALL/VMMCALL: complete() with RAX
-  paused,        ///< the page at `pa` must come back first; run() again retries
+  msr_read,   ///< an MSR the engine does not own: complete() or fail()
+  msr_write,  ///< run() again accepts it; fail() makes it #GP
+  hypercall,  ///< VMCALL/VMMCALL: complete() with RAX
+  paused,     ///< the page at `pa` must come back first; run() again retries
   triple_fault,
-  out_of_memory, ///< the host has no frame for the page at `pa`
-  internal_error,///< a bug or a limit of the engine; `reason` says which
+  out_of_memory,   ///< the host has no frame for the page at `pa`
+  internal_error,  ///< a bug or a limit of the engine; `reason` says which
 };
 inline constexpr std::size_t kExitKinds = 13;
 [[nodiscard]] std::string_view name_of(ExitKind kind) noexcept;
@@ -35,12 +35,12 @@ inline constexpr std::size_t kExitKinds = 13;
 /// Why run() returned. Reads finish in two phases: run() exits, the VMM answers, run() goes on.
 struct Exit {
   ExitKind kind = ExitKind::interrupted;
-  std::uint8_t size = 0;    ///< bytes of a port or MMIO access: 1, 2, 4 or 8
+  std::uint8_t size = 0;  ///< bytes of a port or MMIO access: 1, 2, 4 or 8
   std::uint16_t port = 0;
   std::uint32_t msr = 0;
   PA pa{};
-  std::uint64_t data = 0;   ///< value written
-  std::string reason{};     ///< internal_error: one line for the log
+  std::uint64_t data = 0;  ///< value written
+  std::string reason{};    ///< internal_error: one line for the log
 };
 
 /// What the interrupt controllers offer a vCPU. Called by the vCPU's thread only; the
@@ -78,7 +78,7 @@ struct VcpuStats {
   std::uint64_t instructions = 0;
   std::uint64_t blocks_decoded = 0;
   std::uint64_t blocks_invalidated = 0;
-  std::uint64_t tlb_misses = 0;    ///< slow paths that asked the Mmu
+  std::uint64_t tlb_misses = 0;  ///< slow paths that asked the Mmu
   std::uint64_t tlb_flushes = 0;
   std::uint64_t exceptions = 0;
   std::uint64_t interrupts = 0;

@@ -1,4 +1,5 @@
-// The machine around the vCPU: every device, wired. Port and MMIO addresses are machine_layout.hpp's.
+// The machine around the vCPU: every device, wired. Port and MMIO addresses are
+// machine_layout.hpp's.
 #pragma once
 
 #include <functional>

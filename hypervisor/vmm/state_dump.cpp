@@ -24,8 +24,8 @@ std::string segment_line(std::string_view name, const cpu::Segment& s) {
 std::string describe(const cpu::VcpuState& state) {
   std::string text;
   for (std::size_t i = 0; i < state.gpr.size(); ++i) {
-    text += fmt::format("{:<3} {:016x}{}", kGprNames.at(i), state.gpr.at(i),
-                        i % 4 == 3 ? "\n" : "  ");
+    text +=
+        fmt::format("{:<3} {:016x}{}", kGprNames.at(i), state.gpr.at(i), i % 4 == 3 ? "\n" : "  ");
   }
   text += fmt::format("RIP {:016x}  RFLAGS {:08x}  {}{}\n", state.rip, state.rflags,
                       state.halted ? "halted " : "", state.nmi_blocked ? "nmi-blocked" : "");

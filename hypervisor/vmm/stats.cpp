@@ -56,7 +56,8 @@ std::uint64_t status_kib(std::string_view key) {
 json exits_json(const std::array<std::uint64_t, engine::kExitKinds>& exits) {
   json out = json::object();
   for (std::size_t i = 0; i < exits.size(); ++i) {
-    if (exits[i] != 0) out[std::string{engine::name_of(static_cast<engine::ExitKind>(i))}] = exits[i];
+    if (exits[i] != 0)
+      out[std::string{engine::name_of(static_cast<engine::ExitKind>(i))}] = exits[i];
   }
   return out;
 }
@@ -135,15 +136,14 @@ json Vm::stats() const {
   out["p2m"] = {{"private_pages", p2m_->private_pages()},
                 {"node_bytes", p2m_->table_bytes().nodes},
                 {"leaf_bytes", p2m_->table_bytes().leaves}};
-  out["tables"] = {{"shadow_bytes", frame_bytes(FrameKind::shadow_table)},
-                   {"nested_bytes", frame_bytes(FrameKind::nested_table)},
-                   {"p2m_bytes", frame_bytes(FrameKind::p2m_node) + frame_bytes(FrameKind::p2m_leaf)}};
-  out["overhead"] = {{"resident_bytes", o.resident},
-                     {"guest_mapped_bytes", o.guest_mapped},
-                     {"guest_bytes", o.guest_pages},
-                     {"vmm_resident_bytes", o.vmm_resident()},
-                     {"host_page_table_bytes", o.page_tables},
-                     {"binary_bytes", o.binary}};
+  out["tables"] = {
+      {"shadow_bytes", frame_bytes(FrameKind::shadow_table)},
+      {"nested_bytes", frame_bytes(FrameKind::nested_table)},
+      {"p2m_bytes", frame_bytes(FrameKind::p2m_node) + frame_bytes(FrameKind::p2m_leaf)}};
+  out["overhead"] = {
+      {"resident_bytes", o.resident},           {"guest_mapped_bytes", o.guest_mapped},
+      {"guest_bytes", o.guest_pages},           {"vmm_resident_bytes", o.vmm_resident()},
+      {"host_page_table_bytes", o.page_tables}, {"binary_bytes", o.binary}};
   return out;
 }
 

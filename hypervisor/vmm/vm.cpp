@@ -39,7 +39,8 @@ class Vm::Sink final : public boot::MemorySink {
     if (done) return {};
     const Fault& f = done.error();
     if (f.kind == FaultKind::out_of_memory) {
-      return boot::fail(fmt::format("the host has no memory for guest address {:#x}", f.pa.value()));
+      return boot::fail(
+          fmt::format("the host has no memory for guest address {:#x}", f.pa.value()));
     }
     return boot::fail(fmt::format("guest address {:#x} is not memory", f.pa.value()));
   }
@@ -89,8 +90,8 @@ Expected<void, ConfigError> Vm::build_memory() {
   memory_ = std::move(*memory);
   auto segment = memory_->create_segment(map->end().value(), "strata-vm");
   if (!segment) {
-    return bad(fmt::format("--memory: the host refuses a segment of {} MiB",
-                           map->end().value() >> 20));
+    return bad(
+        fmt::format("--memory: the host refuses a segment of {} MiB", map->end().value() >> 20));
   }
   segment_ = std::move(*segment);
   frames_ = std::make_unique<machine::FrameAllocator>(*memory_);
@@ -180,12 +181,23 @@ Outcome Vm::run() {
 void Vm::answer(const engine::Exit& exit) {
   using engine::ExitKind;
   switch (exit.kind) {
-    case ExitKind::interrupted: break;
-    case ExitKind::halt: sleep_until_interrupt(); break;
-    case ExitKind::port_read: vcpu_->complete(platform_->port_read(exit.port, exit.size)); break;
-    case ExitKind::port_write: platform_->port_write(exit.port, exit.size, exit.data); break;
-    case ExitKind::mmio_read: vcpu_->complete(platform_->mmio_read(exit.pa, exit.size)); break;
-    case ExitKind::mmio_write: platform_->mmio_write(exit.pa, exit.size, exit.data); break;
+    case ExitKind::interrupted:
+      break;
+    case ExitKind::halt:
+      sleep_until_interrupt();
+      break;
+    case ExitKind::port_read:
+      vcpu_->complete(platform_->port_read(exit.port, exit.size));
+      break;
+    case ExitKind::port_write:
+      platform_->port_write(exit.port, exit.size, exit.data);
+      break;
+    case ExitKind::mmio_read:
+      vcpu_->complete(platform_->mmio_read(exit.pa, exit.size));
+      break;
+    case ExitKind::mmio_write:
+      platform_->mmio_write(exit.pa, exit.size, exit.data);
+      break;
     case ExitKind::msr_read:
       if (const auto value = platform_->msr_read(exit.msr)) {
         vcpu_->complete(*value);
@@ -204,8 +216,12 @@ void Vm::answer(const engine::Exit& exit) {
       // Nothing swaps pages out in this build, so nothing can bring one back.
       stop(Ending::internal_error);
       break;
-    case ExitKind::triple_fault: stop(Ending::triple_fault); break;
-    case ExitKind::out_of_memory: stop(Ending::out_of_memory); break;
+    case ExitKind::triple_fault:
+      stop(Ending::triple_fault);
+      break;
+    case ExitKind::out_of_memory:
+      stop(Ending::out_of_memory);
+      break;
     case ExitKind::internal_error: {
       const std::lock_guard guard{lock_};
       if (!outcome_) outcome_ = Outcome{Ending::internal_error, 0, exit.reason};

@@ -27,7 +27,14 @@ namespace strata::vmm {
 
 /// How a VM ended.
 enum class Ending : std::uint8_t {
-  power_off, reset, debug_exit, triple_fault, timeout, quit, out_of_memory, internal_error
+  power_off,
+  reset,
+  debug_exit,
+  triple_fault,
+  timeout,
+  quit,
+  out_of_memory,
+  internal_error
 };
 [[nodiscard]] std::string_view name_of(Ending ending) noexcept;
 
@@ -42,11 +49,11 @@ struct Outcome {
 
 /// Overhead memory of the VMM process now, in bytes (design: everything beyond the guest's pages).
 struct Overhead {
-  std::uint64_t resident = 0;       ///< VmRSS
-  std::uint64_t guest_mapped = 0;   ///< of that, pages of the VM's own segment
-  std::uint64_t guest_pages = 0;    ///< host memory the VM's segment holds
-  std::uint64_t page_tables = 0;    ///< VmPTE: the host kernel's tables for this process
-  std::uint64_t binary = 0;         ///< of `resident`, text and libraries that may be shared
+  std::uint64_t resident = 0;      ///< VmRSS
+  std::uint64_t guest_mapped = 0;  ///< of that, pages of the VM's own segment
+  std::uint64_t guest_pages = 0;   ///< host memory the VM's segment holds
+  std::uint64_t page_tables = 0;   ///< VmPTE: the host kernel's tables for this process
+  std::uint64_t binary = 0;        ///< of `resident`, text and libraries that may be shared
   [[nodiscard]] std::uint64_t vmm_resident() const noexcept { return resident - guest_mapped; }
 };
 

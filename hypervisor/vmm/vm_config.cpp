@@ -45,9 +45,8 @@ Expected<void, ConfigError> take_memory(const Json& value, std::string_view sour
   if (!value.is_string() && !value.is_number_unsigned()) {
     return bad(fmt::format("{}: 'memory' must be a size such as \"512M\"", source));
   }
-  const auto bytes = parse_memory(value.is_string()
-                                      ? value.get<std::string>()
-                                      : std::to_string(value.get<std::uint64_t>()));
+  const auto bytes = parse_memory(value.is_string() ? value.get<std::string>()
+                                                    : std::to_string(value.get<std::uint64_t>()));
   if (!bytes) return bad(fmt::format("{}: {}", source, bytes.error().message));
   config.memory_bytes = *bytes;
   return {};
@@ -95,11 +94,24 @@ Expected<std::uint64_t, ConfigError> parse_memory(std::string_view text) {
   if (error != std::errc{} || unit.size() > 1) return bad_memory(text);
   unsigned shift = 20;
   switch (unit.empty() ? 'M' : unit.front()) {
-    case 'k': case 'K': shift = 10; break;
-    case 'm': case 'M': shift = 20; break;
-    case 'g': case 'G': shift = 30; break;
-    case 't': case 'T': shift = 40; break;
-    default: return bad_memory(text);
+    case 'k':
+    case 'K':
+      shift = 10;
+      break;
+    case 'm':
+    case 'M':
+      shift = 20;
+      break;
+    case 'g':
+    case 'G':
+      shift = 30;
+      break;
+    case 't':
+    case 'T':
+      shift = 40;
+      break;
+    default:
+      return bad_memory(text);
   }
   if (number > (1ULL << 52 >> shift)) {
     return bad(fmt::format("--memory: {} is more than a VM can have", text));
@@ -135,8 +147,9 @@ Expected<void, ConfigError> validate(const VmConfig& config) {
   }
   const std::uint64_t memory = config.memory_bytes;
   if (memory % 4096 != 0 || memory < boot::layout::kMinRam || memory > boot::layout::kMaxRam) {
-    return bad(fmt::format("--memory: {} bytes is not possible; use {} MiB to {} GiB in 4 KiB steps",
-                           memory, boot::layout::kMinRam >> 20, boot::layout::kMaxRam >> 30));
+    return bad(
+        fmt::format("--memory: {} bytes is not possible; use {} MiB to {} GiB in 4 KiB steps",
+                    memory, boot::layout::kMinRam >> 20, boot::layout::kMaxRam >> 30));
   }
   if (memory > host_memory_bytes()) {
     return bad(fmt::format("--memory: the host has {} MiB, the VM would need {} MiB",

@@ -36,8 +36,8 @@ struct VmConfig {
 
 /// Applies a config file's JSON text to `config`; `source` names the file in errors. Unknown keys
 /// and wrong types are errors.
-[[nodiscard]] Expected<void, ConfigError> apply_json(std::string_view text,
-                                                     std::string_view source, VmConfig& config);
+[[nodiscard]] Expected<void, ConfigError> apply_json(std::string_view text, std::string_view source,
+                                                     VmConfig& config);
 
 /// Checks what can be checked without building the VM: engine, mmu and model names, cpus, memory.
 [[nodiscard]] Expected<void, ConfigError> validate(const VmConfig& config);

@@ -25,7 +25,9 @@ class Address {
   constexpr explicit Address(std::uint64_t value) noexcept : value_{value} {}
   [[nodiscard]] constexpr std::uint64_t value() const noexcept { return value_; }
   [[nodiscard]] constexpr std::uint64_t page_offset() const noexcept { return value_ & kPageMask; }
-  [[nodiscard]] constexpr Address page_base() const noexcept { return Address{value_ & ~kPageMask}; }
+  [[nodiscard]] constexpr Address page_base() const noexcept {
+    return Address{value_ & ~kPageMask};
+  }
   friend constexpr Address operator+(Address a, std::uint64_t bytes) noexcept {
     return Address{a.value_ + bytes};
   }
@@ -61,9 +63,9 @@ struct VirtualSpace;
 struct PhysicalSpace;
 struct MachineSpace;
 
-using VA = Address<VirtualSpace>;    ///< guest-virtual
-using PA = Address<PhysicalSpace>;   ///< guest-physical
-using MA = Address<MachineSpace>;    ///< machine
+using VA = Address<VirtualSpace>;   ///< guest-virtual
+using PA = Address<PhysicalSpace>;  ///< guest-physical
+using MA = Address<MachineSpace>;   ///< machine
 using VPN = PageNumber<VirtualSpace>;
 using PPN = PageNumber<PhysicalSpace>;
 using MPN = PageNumber<MachineSpace>;

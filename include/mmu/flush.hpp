@@ -78,9 +78,7 @@ class FlushDomain {
   }
 
   /// Runs what every holder has passed. Cheap when nothing waits.
-  void collect() {
-    run_deferred(passed_without(nullptr));
-  }
+  void collect() { run_deferred(passed_without(nullptr)); }
 
   /// Waits until every holder but `self` has passed `epoch`: for downgrades of permission. The
   /// caller holds no lock, and must itself count as quiescent.

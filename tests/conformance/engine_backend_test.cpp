@@ -58,9 +58,9 @@ TEST_P(EngineBackend, AReadOnlyPageFaultsOnWritesOnly) {
   state.gpr[RBX] = SmallVm::kWindow + 4 * kPageSize;
   state.gpr[RDX] = 0xFFFF;
   // mov rax, [rbx]; mov rcx, 7; mov [rbx], rax; hlt
-  ASSERT_EQ(vm.run({0x48, 0x8B, 0x03, 0x48, 0xC7, 0xC1, 7, 0, 0, 0, 0x48, 0x89, 0x03, 0xF4}, state)
-                .kind,
-            ExitKind::halt);
+  ASSERT_EQ(
+      vm.run({0x48, 0x8B, 0x03, 0x48, 0xC7, 0xC1, 7, 0, 0, 0, 0x48, 0x89, 0x03, 0xF4}, state).kind,
+      ExitKind::halt);
   EXPECT_EQ(vm.gpr(RCX), 7U) << "the read passed";
   EXPECT_EQ(vm.gpr(RDX), pf::kWrite | pf::kPresent);
 }
@@ -72,10 +72,10 @@ TEST_P(EngineBackend, ARemappedPageIsSeenAfterInvlpg) {
   state.gpr[RDX] = vm.window_entry(5).value();  // identity-mapped
   state.gpr[RDI] = vm.machine.load<std::uint64_t>(vm.window_entry(6));
   // mov rax, [rbx]; mov [rdx], rdi; invlpg [rbx]; mov rcx, [rbx]; hlt
-  ASSERT_EQ(vm.run({0x48, 0x8B, 0x03, 0x48, 0x89, 0x3A, 0x0F, 0x01, 0x3B, 0x48, 0x8B, 0x0B, 0xF4},
-                   state)
-                .kind,
-            ExitKind::halt);
+  ASSERT_EQ(
+      vm.run({0x48, 0x8B, 0x03, 0x48, 0x89, 0x3A, 0x0F, 0x01, 0x3B, 0x48, 0x8B, 0x0B, 0xF4}, state)
+          .kind,
+      ExitKind::halt);
   EXPECT_EQ(vm.gpr(RAX), 0xAAAAU);
   EXPECT_EQ(vm.gpr(RCX), 0xBBBBU);
 }

@@ -50,7 +50,8 @@ class RecordingFrames final : public FrameSource {
 inline std::vector<std::string_view> backends() {
   return {
 #ifdef STRATA_HAS_NESTED
-      "ept", "npt",
+      "ept",
+      "npt",
 #endif
 #ifdef STRATA_HAS_SHADOW
       "shadow",
@@ -124,8 +125,8 @@ class SmallVm {
 
   void write(std::uint64_t pa, std::initializer_list<std::uint8_t> bytes) {
     const std::vector<std::uint8_t> copy{bytes};
-    machine::test::must(machine.guest.write(machine::kIdentitySpace, PA{pa},
-                                            std::as_bytes(std::span{copy})));
+    machine::test::must(
+        machine.guest.write(machine::kIdentitySpace, PA{pa}, std::as_bytes(std::span{copy})));
   }
   /// The #PF handler's code.
   void on_page_fault(std::initializer_list<std::uint8_t> code) { write(kHandler, code); }
@@ -189,8 +190,8 @@ class SmallVm {
     machine.store<std::uint64_t>(PA{kGdt + 8}, 0x00AF'9B00'0000'FFFF);   // 64-bit code
     machine.store<std::uint64_t>(PA{kGdt + 16}, 0x00CF'9300'0000'FFFF);  // data
     // A 64-bit interrupt gate, DPL 0 (SDM 3A figure 6-8).
-    machine.store<std::uint64_t>(PA{kIdt + 14 * 16}, 0x0000'8E00'0008'0000 | (kHandler & 0xFFFF) |
-                                                         (kHandler >> 16) << 48);
+    machine.store<std::uint64_t>(
+        PA{kIdt + 14 * 16}, 0x0000'8E00'0008'0000 | (kHandler & 0xFFFF) | (kHandler >> 16) << 48);
   }
 
   Listener listener;

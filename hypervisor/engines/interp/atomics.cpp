@@ -97,8 +97,7 @@ const Uop* cmpxchg_register(Core& core, const Uop* u) {
   if constexpr (sizeof(T) == 4) {
     auto accumulator = core.reg<std::uint64_t>(kAx);
     auto destination = core.reg<std::uint64_t>(u->dst);
-    const ArithFlags f =
-        host_cmpxchg32(accumulator, destination, core.reg<std::uint64_t>(u->src));
+    const ArithFlags f = host_cmpxchg32(accumulator, destination, core.reg<std::uint64_t>(u->src));
     // One register may be both: a failed comparison writes the accumulator last.
     core.set_reg<std::uint64_t>(u->dst, destination);
     if ((f & kFlagZF) == 0) core.set_reg<std::uint64_t>(kAx, accumulator);

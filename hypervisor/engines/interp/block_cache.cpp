@@ -12,8 +12,8 @@ BlockCache::BlockCache(std::size_t bytes, Handler stale)
     : stale_{stale}, size_{bytes}, arena_{new std::byte[bytes]}, buckets_(kBuckets, nullptr) {}
 
 std::size_t BlockCache::bucket(PA pa, unsigned mode_key) const noexcept {
-  const std::uint64_t h = (pa.value() ^ static_cast<std::uint64_t>(mode_key) << 52) *
-                          0x9E3779B97F4A7C15ULL;
+  const std::uint64_t h =
+      (pa.value() ^ static_cast<std::uint64_t>(mode_key) << 52) * 0x9E3779B97F4A7C15ULL;
   return static_cast<std::size_t>(h >> 49);
 }
 

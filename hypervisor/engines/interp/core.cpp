@@ -153,8 +153,9 @@ bool Core::take_events() {
   if (!arch.nmi_blocked && env.interrupts->take_nmi()) {
     arch.halted = false;
     arch.nmi_blocked = true;
-    return deliver_interrupt(cpu::NMI) ? true : (exit_ = {.kind = engine::ExitKind::triple_fault},
-                                                 leave_ = Leave::exit, false);
+    return deliver_interrupt(cpu::NMI)
+               ? true
+               : (exit_ = {.kind = engine::ExitKind::triple_fault}, leave_ = Leave::exit, false);
   }
   if ((rflags_other & cpu::rflags::IF) != 0 && env.interrupts->pending()) {
     if (const auto vector = env.interrupts->acknowledge()) {
@@ -243,7 +244,8 @@ Block* Core::find_block(std::uint64_t va) {
   mode.single = mode.single || replaying_;
   Block* b = blocks_.find(pa, mode.key());
   if (b == nullptr) return build_block(va, pa, host, mode);
-  if (!b->crosses) [[likely]] return b;
+  if (!b->crosses) [[likely]]
+    return b;
   std::array<std::byte, 32> bytes{};
   unsigned count = 0;
   if (!crossing_bytes(va, pa, bytes, count)) return nullptr;
@@ -416,8 +418,8 @@ namespace strata::engine {
 
 std::string_view name_of(ExitKind kind) noexcept {
   constexpr std::array<std::string_view, kExitKinds> kNames{
-      "interrupted", "halt",   "port_read",    "port_write",    "mmio_read",
-      "mmio_write",  "msr_read", "msr_write",  "hypercall",     "paused",
+      "interrupted",  "halt",          "port_read",     "port_write", "mmio_read",
+      "mmio_write",   "msr_read",      "msr_write",     "hypercall",  "paused",
       "triple_fault", "out_of_memory", "internal_error"};
   return kNames[static_cast<std::size_t>(kind)];
 }

@@ -132,14 +132,14 @@ class Core final : public engine::Vcpu, private TranslationHolder {
 
   // ---- hot state ----------------------------------------------------------------------------
   std::array<std::uint64_t, kRegisterSlots> r{};
-  ArithFlags flags = 0;          ///< CF PF AF ZF SF OF live here, not in rflags_other
+  ArithFlags flags = 0;  ///< CF PF AF ZF SF OF live here, not in rflags_other
   std::uint8_t cpl = 0;
   std::uint16_t pcid = 0;
   TlbMode data_mode = kSupervisor;
-  TlbEntry* dtlb = nullptr;      ///< entries of data_mode
-  std::uint64_t rip = 0;         ///< valid between blocks; inside one see pc_of()
+  TlbEntry* dtlb = nullptr;  ///< entries of data_mode
+  std::uint64_t rip = 0;     ///< valid between blocks; inside one see pc_of()
   std::array<std::uint64_t, 7> segment_base{};
-  Block* block = nullptr;        ///< now executing
+  Block* block = nullptr;  ///< now executing
   std::atomic<std::uint32_t> attention_flags{0};
   std::uint64_t instructions = 0;
   std::uint64_t rflags_other = cpu::rflags::FIXED;  ///< RFLAGS without the arithmetic flags
@@ -181,10 +181,12 @@ class Core final : public engine::Vcpu, private TranslationHolder {
     const std::uint64_t ea = reg<std::uint64_t>(u->base) +
                              (reg<std::uint64_t>(u->index) << u->scale) +
                              static_cast<std::uint64_t>(static_cast<std::int64_t>(u->disp));
-    if (u->address_form == 0) [[likely]] return ea;
+    if (u->address_form == 0) [[likely]]
+      return ea;
     const unsigned size = (u->address_form & 0x7FU) - 1;
-    return size == 1 ? static_cast<std::uint32_t>(ea)
-                     : size == 2 ? static_cast<std::uint16_t>(ea) : ea;
+    return size == 1   ? static_cast<std::uint32_t>(ea)
+           : size == 2 ? static_cast<std::uint16_t>(ea)
+                       : ea;
   }
   [[nodiscard]] std::uint64_t linear(const Uop* u, std::uint64_t offset) const noexcept {
     const std::uint64_t va = offset + segment_base[u->segment];
@@ -244,7 +246,8 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   /// Announces or stores the result. False only where the store itself must go to the VMM: the
   /// instruction then runs again from its start, so commit registers and flags after this.
   [[nodiscard]] bool rmw_end(Rmw& m) {
-    if (m.size == 0) [[likely]] return true;
+    if (m.size == 0) [[likely]]
+      return true;
     return rmw_end_slow(m);
   }
 
@@ -307,7 +310,8 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   /// TLB effects of CR writes, INVLPG, INVPCID (SDM 3A 4.10.4). Reach the Mmu too.
   void flush_tlb(FlushScope scope, std::uint16_t which_pcid, VA va);
   void flush_page(VA va);
-  /// PKRU or another input of user-page rights changed: cached rights go, the Mmu hears the context.
+  /// PKRU or another input of user-page rights changed: cached rights go, the Mmu hears the
+  /// context.
   void rights_changed();
 
   // ---- events (events.cpp) ----------------------------------------------------------------------
@@ -405,9 +409,9 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   Leave leave_ = Leave::look_up;
   engine::Exit exit_{};
   Leave recorded_ = Leave::look_up;  ///< what a failed access asks abort() to do
-  bool exited_ = false;     ///< run() returned exit_ and the VMM has not been back
-  bool replaying_ = false;  ///< the next instruction finds answers in completion or mmio
-  bool trap_armed_ = false;  ///< RFLAGS.TF was set when the instruction began
+  bool exited_ = false;              ///< run() returned exit_ and the VMM has not been back
+  bool replaying_ = false;           ///< the next instruction finds answers in completion or mmio
+  bool trap_armed_ = false;          ///< RFLAGS.TF was set when the instruction began
   PagingContext context_{};
 
   /// Guards the mailbox that other threads fill.

@@ -21,8 +21,8 @@ struct Decoded {
   ZydisDecodedInstruction insn;
   std::array<ZydisDecodedOperand, ZYDIS_MAX_OPERAND_COUNT> operands;
   std::array<std::uint8_t, 16> bytes{};  ///< the instruction's bytes as fetched
-  std::uint16_t offset = 0;       ///< from the block's first byte
-  bool flags_live = true;         ///< somebody may read the arithmetic flags it writes
+  std::uint16_t offset = 0;              ///< from the block's first byte
+  bool flags_live = true;                ///< somebody may read the arithmetic flags it writes
 };
 
 /// Where lowerers put steps, and the helpers they share.
@@ -65,9 +65,10 @@ class Lowering {
 };
 
 /// Each returns false if it does not know the instruction; it then raises #UD.
-bool lower_integer(Lowering& l);  ///< integer.cpp and friends: data movement, ALU, branches, strings
-bool lower_system(Lowering& l);   ///< system.cpp and friends: far transfers, CRs, MSRs, ports, CPUID
-bool lower_vector(Lowering& l);   ///< vector.cpp and friends: x87, MMX, SSE, AVX, XSAVE
+bool lower_integer(
+    Lowering& l);                ///< integer.cpp and friends: data movement, ALU, branches, strings
+bool lower_system(Lowering& l);  ///< system.cpp and friends: far transfers, CRs, MSRs, ports, CPUID
+bool lower_vector(Lowering& l);  ///< vector.cpp and friends: x87, MMX, SSE, AVX, XSAVE
 
 /// Decodes the run of instructions at `code` (`available` bytes to the page's end, or through the
 /// next page when `crosses`) into steps. Returns instructions and bytes covered.

@@ -12,9 +12,7 @@ unsigned shift_of(std::uint64_t pa_and_flags) {
 }
 
 /// A valid tag of the entry, or kNoTag.
-std::uint64_t any_tag(const TlbEntry& e) {
-  return e.read_tag != kNoTag ? e.read_tag : e.write_tag;
-}
+std::uint64_t any_tag(const TlbEntry& e) { return e.read_tag != kNoTag ? e.read_tag : e.write_tag; }
 std::uint64_t any_tag(const FetchEntry& e) { return e.tag; }
 
 }  // namespace

@@ -27,7 +27,7 @@ inline constexpr std::uint64_t kNoTag = ~0ULL;  // never equal to (page | pcid) 
 struct TlbEntry {
   std::uint64_t read_tag = kNoTag;
   std::uint64_t write_tag = kNoTag;
-  std::uint64_t addend = 0;  ///< host pointer = VA + addend (modulo 2^64)
+  std::uint64_t addend = 0;        ///< host pointer = VA + addend (modulo 2^64)
   std::uint64_t pa_and_flags = 0;  ///< PA page base; bit 0 global, bits 1-6 guest page shift
 };
 static_assert(sizeof(TlbEntry) == 32);

@@ -33,8 +33,8 @@ struct Uop {
   Handler fn = nullptr;
   std::uint64_t imm = 0;  ///< immediate, branch target relative to kPcSlot, or a pointer
   std::int32_t disp = 0;
-  std::uint8_t dst = 0;    ///< byte offset into Core::r (or a vector register number)
-  std::uint8_t src = 0;    ///< likewise
+  std::uint8_t dst = 0;                ///< byte offset into Core::r (or a vector register number)
+  std::uint8_t src = 0;                ///< likewise
   std::uint8_t base = kZeroSlot * 8;   ///< byte offset into Core::r
   std::uint8_t index = kZeroSlot * 8;  ///< byte offset into Core::r
   std::uint8_t scale = 0;              ///< shift count 0..3
@@ -51,9 +51,9 @@ static_assert(sizeof(Uop) == 32);
 
 /// What decoding depends on besides the bytes.
 struct DecodeMode {
-  std::uint8_t bits = 64;    ///< 16, 32, 64: CS.L and CS.D
-  bool stack32 = false;      ///< SS.B outside 64-bit mode
-  bool single = false;       ///< blocks of one instruction: single step, MMIO replay
+  std::uint8_t bits = 64;  ///< 16, 32, 64: CS.L and CS.D
+  bool stack32 = false;    ///< SS.B outside 64-bit mode
+  bool single = false;     ///< blocks of one instruction: single step, MMIO replay
   [[nodiscard]] constexpr unsigned key() const noexcept {
     return (bits == 64 ? 0U : bits == 32 ? 1U : 2U) | (stack32 ? 4U : 0U) | (single ? 8U : 0U);
   }
@@ -62,8 +62,8 @@ struct DecodeMode {
 /// A decoded run of instructions that lies in one page, or one instruction that crosses two.
 /// Lives in the block cache's arena, its steps right behind it. The last step always leaves.
 struct Block {
-  PA pa{};                  ///< of the first byte
-  PA second_page{};         ///< of the page the only instruction crosses into, if `crosses`
+  PA pa{};           ///< of the first byte
+  PA second_page{};  ///< of the page the only instruction crosses into, if `crosses`
   Block* hash_next = nullptr;
   Block* page_next = nullptr;  ///< next block of the same page
   std::uint16_t bytes = 0;     ///< guest bytes covered
