@@ -158,15 +158,16 @@ std::uint16_t PitCounter::count(Tick now) noexcept {
   settle(now);
   const Tick passed = elapsed(now);
   const Tick modulus = bcd_ ? 10000 : 0x10000;
-  if (period() == 0) {
+  const Tick cycle = period();
+  if (cycle == 0) {
     // Counts through zero and on from the largest count.
     return encode_count((reload_ + modulus - passed % modulus) % modulus, bcd_);
   }
-  const Tick position = passed % period();
-  if (mode_ == 2) return encode_count((period() - position) % modulus, bcd_);
+  const Tick position = passed % cycle;
+  if (mode_ == 2) return encode_count((cycle - position) % modulus, bcd_);
   // Mode 3 counts down by two, twice in a period.
-  const Tick high = (period() + 1) / 2;
-  const Tick even = period() & ~Tick{1};
+  const Tick high = (cycle + 1) / 2;
+  const Tick even = cycle & ~Tick{1};
   const Tick steps = position < high ? position : position - high;
   return encode_count((even - 2 * steps) % modulus, bcd_);
 }

@@ -74,6 +74,8 @@ class ConsoleSession:
             if time.monotonic() > deadline:
                 self.kill()
                 raise ConsoleError(f"still running after {timeout} s; console ends:\n{self.tail()}")
+        self.process.stdin.close()
+        self.process.stdout.close()
         return self.process.wait()
 
     def kill(self):

@@ -14,6 +14,7 @@
 #include "cpu/cpu_model.hpp"
 #include "engines/interp/core.hpp"
 #include "machine/test_support.hpp"
+#include "tableless.hpp"
 #ifdef STRATA_HAS_NESTED
 #include "nested/nested_mmu.hpp"
 #endif
@@ -46,9 +47,13 @@ class RecordingFrames final : public FrameSource {
   FrameSource* inner_;
 };
 
-/// The backends of this build, as --mmu names them. `caches`: the nested walker's own.
+/// The example of docs/adding-a-backend.md: it has no tables of its own.
+inline constexpr std::string_view kTableless = "tableless";
+
+/// The backends of this build, as --mmu names them, and the example.
 inline std::vector<std::string_view> backends() {
   return {
+      kTableless,
 #ifdef STRATA_HAS_NESTED
       "ept",
       "npt",
@@ -59,8 +64,13 @@ inline std::vector<std::string_view> backends() {
   };
 }
 
+/// `caches`: the nested walker's own.
 inline std::unique_ptr<Mmu> make_backend(std::string_view name, P2m& p2m, FrameSource& frames,
-                                         FlushDomain& domain, [[maybe_unused]] bool caches) {
+                                         [[maybe_unused]] FlushDomain& domain,
+                                         [[maybe_unused]] bool caches) {
+  if (name == kTableless) {
+    return std::make_unique<example::TablelessMmu>(p2m, frames.window(), 1);
+  }
 #ifdef STRATA_HAS_NESTED
   if (name != "shadow") {
     nested::NestedOptions options;

@@ -29,7 +29,7 @@ const Uop* xchg_memory(Core& core, const Uop* u) {
       [mine](void* p) {
         T v = mine;
         asm volatile("xchg %[v], %[m]"
-                     : [v] "+r"(v), [m] "+m"(*static_cast<host::Unaligned<T>*>(p))
+                     : [v] "+r"(v), [m] "+m"(static_cast<host::Unaligned<T>*>(p)->value)
                      :
                      : "memory");
         return v;
@@ -57,7 +57,7 @@ const Uop* xadd_memory(Core& core, const Uop* u) {
       [addend](void* p) {
         ValueAndFlags<T> r{addend, 0};
         asm volatile("lock xadd %[v], %[m]\n\tlahf\n\tseto %%al"
-                     : [v] "+&r"(r.value), [m] "+m"(*static_cast<host::Unaligned<T>*>(p)),
+                     : [v] "+&r"(r.value), [m] "+m"(static_cast<host::Unaligned<T>*>(p)->value),
                        "=&a"(r.flags)
                      :
                      : "cc", "memory");
@@ -171,7 +171,7 @@ const Uop* cmpxchg16b(Core& core, const Uop* u) {
       core, u, va,
       [r, low, high](void* p) mutable {
         asm volatile("lock cmpxchg16b %[m]\n\tsetz %[z]"
-                     : [m] "+m"(*static_cast<host::Unaligned<Operand>*>(p)), "+a"(r.lo),
+                     : [m] "+m"(static_cast<host::Unaligned<Operand>*>(p)->value), "+a"(r.lo),
                        "+d"(r.hi), [z] "=q"(r.equal)
                      : "b"(low), "c"(high)
                      : "cc", "memory");

@@ -66,38 +66,38 @@ template <Binary Op, class T>
   ArithFlags f = in;
   if constexpr (Op == Binary::add) {
     asm volatile("lock add %[b], %[m]\n\tlahf\n\tseto %%al"
-                 : [m] "+m"(m), "=&a"(f)
+                 : [m] "+m"(m.value), "=&a"(f)
                  : [b] "r"(b)
                  : "cc", "memory");
   } else if constexpr (Op == Binary::or_) {
     asm volatile("lock or %[b], %[m]\n\tlahf\n\tseto %%al"
-                 : [m] "+m"(m), "=&a"(f)
+                 : [m] "+m"(m.value), "=&a"(f)
                  : [b] "r"(b)
                  : "cc", "memory");
   } else if constexpr (Op == Binary::adc) {
     asm volatile("sahf\n\tlock adc %[b], %[m]\n\tlahf\n\tseto %%al"
-                 : [m] "+m"(m), "+&a"(f)
+                 : [m] "+m"(m.value), "+&a"(f)
                  : [b] "r"(b)
                  : "cc", "memory");
   } else if constexpr (Op == Binary::sbb) {
     asm volatile("sahf\n\tlock sbb %[b], %[m]\n\tlahf\n\tseto %%al"
-                 : [m] "+m"(m), "+&a"(f)
+                 : [m] "+m"(m.value), "+&a"(f)
                  : [b] "r"(b)
                  : "cc", "memory");
   } else if constexpr (Op == Binary::and_) {
     asm volatile("lock and %[b], %[m]\n\tlahf\n\tseto %%al"
-                 : [m] "+m"(m), "=&a"(f)
+                 : [m] "+m"(m.value), "=&a"(f)
                  : [b] "r"(b)
                  : "cc", "memory");
   } else if constexpr (Op == Binary::sub) {
     asm volatile("lock sub %[b], %[m]\n\tlahf\n\tseto %%al"
-                 : [m] "+m"(m), "=&a"(f)
+                 : [m] "+m"(m.value), "=&a"(f)
                  : [b] "r"(b)
                  : "cc", "memory");
   } else {
     static_assert(Op == Binary::xor_);
     asm volatile("lock xor %[b], %[m]\n\tlahf\n\tseto %%al"
-                 : [m] "+m"(m), "=&a"(f)
+                 : [m] "+m"(m.value), "=&a"(f)
                  : [b] "r"(b)
                  : "cc", "memory");
   }
@@ -139,7 +139,7 @@ template <class T>
   std::uint64_t a = expected;
   ArithFlags f = 0;
   asm volatile("lock cmpxchg %[d], %[m]\n\tmov %%rax, %%rcx\n\tlahf\n\tseto %%al"
-               : [m] "+m"(m), "+&a"(a), "=&c"(expected)
+               : [m] "+m"(m.value), "+&a"(a), "=&c"(expected)
                : [d] "r"(desired)
                : "cc", "memory");
   f = static_cast<ArithFlags>(a);

@@ -189,7 +189,10 @@ std::uint64_t address_value(Random& rng, const RandomInstruction& i, std::uint64
 
 void aim_explicit(Random& rng, RandomInstruction& i, std::uint64_t at, NativeState& s) {
   const ZydisDecodedOperand& o = *i.memory();
-  const std::uint64_t target = make_target(rng, i.insn.address_width == 64);
+  // Without a base register only the displacement's 32 bits aim.
+  const bool wide = i.insn.address_width == 64 && o.mem.base != ZYDIS_REGISTER_NONE &&
+                    o.mem.base != ZYDIS_REGISTER_RIP;
+  const std::uint64_t target = make_target(rng, wide);
   const auto scale = static_cast<std::uint64_t>(o.mem.scale);
   if (o.mem.base == ZYDIS_REGISTER_RIP || o.mem.base == ZYDIS_REGISTER_EIP) {
     i.set_displacement(target - at - i.bytes.size());

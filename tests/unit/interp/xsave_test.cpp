@@ -142,7 +142,11 @@ TEST_F(XsaveTest, XrstorLoadsWhateverTheHostLoads) {
       poke<std::uint64_t>(kArea + 520, format | 1ULL << 63);
       poke<std::uint64_t>(kArea + 512, g.chance(80) ? format & g.below(8) : g.below(8));
     }
-    if (g.chance(10)) poke<std::uint8_t>(kArea + 512 + g.below(64), u8(g.random()));
+    if (g.chance(10)) {
+      // Not the components of AVX-512, which the host may have enabled.
+      const std::uint64_t at = g.below(64);
+      poke(kArea + 512 + at, u8(g.random() & (at == 0 || at == 8 ? 0x1F : 0xFF)));
+    }
     const std::string difference = c.run(n % 2 == 0 ? kXrstor : kXrstor64, in);
     EXPECT_EQ(difference, "") << "rfbm " << in.gpr[cpu::RAX];
     refused += c.out_native.trap == cpu::GP ? 1U : 0U;

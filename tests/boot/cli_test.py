@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""strata run as a user meets it: exit codes of every ending, and one clear line for what is wrong.
+
+Usage: cli_test.py STRATA GUEST      (GUEST: strata_guest.elf)
+"""
+
+import json
+import os
+import pathlib
+import pty
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts" / "lib"))
+from console_session import ConsoleSession  # noqa: E402
+
+STRATA, GUEST = sys.argv[1], sys.argv[2]
+PROMPT = "guest> "
+
+
+def run(*options, timeout=120):
+    return subprocess.run([STRATA, "run", *options], stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, errors="replace", timeout=timeout)
+
+
+class Endings(unittest.TestCase):
+    def guest(self, *options):
+        return ConsoleSession([STRATA, "run", "--kernel", GUEST, "--memory", "64M", *options])
+
+    def end_by(self, command):
+        session = self.guest()
+        session.expect(PROMPT, 60)
+        session.send(command + "\n")
+        code = session.finish(60)
+        return code, session.text
+
+    def test_power_off_is_0(self):
+        self.assertEqual(self.end_by("poweroff")[0], 0)
+
+    def test_reset_is_3(self):
+        self.assertEqual(self.end_by("reset")[0], 3)
+
+    def test_triple_fault_is_4_and_shows_the_vcpu(self):
+        code, text = self.end_by("crash")
+        self.assertEqual(code, 4)
+        self.assertIn("triple-fault", text)
+        self.assertIn("CR3", text)
+
+    def test_timeout_is_5(self):
+        session = self.guest("--timeout", "2")
+        session.expect(PROMPT, 60)
+        self.assertEqual(session.finish(60), 5)
+
+    def test_quitting_from_the_console_is_6(self):
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv(STRATA, [STRATA, "run", "--kernel", GUEST, "--memory", "64M"])
+        seen = b""
+        while PROMPT.encode() not in seen:
+            seen += os.read(terminal, 4096)
+        os.write(terminal, b"\x01x")
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 6)
+
+    def test_the_guests_own_checks_pass_under_every_backend(self):
+        version = subprocess.run([STRATA, "--version"], capture_output=True, text=True, check=True)
+        mmus = [line.split()[1] for line in version.stdout.splitlines()
+                if line.startswith("interp")]
+        self.assertTrue(mmus)
+        for mmu in mmus:
+            done = run("--kernel", GUEST, "--append", "auto", "--memory", "64M", "--mmu", mmu)
+            self.assertEqual(done.returncode, 0, done.stdout)
+            self.assertIn(", 0 failed", done.stdout)
+
+
+class Mistakes(unittest.TestCase):
+    def setUp(self):
+        self.scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(self.scratch.cleanup)
+
+    def file(self, name, content):
+        path = pathlib.Path(self.scratch.name) / name
+        path.write_bytes(content)
+        return str(path)
+
+    def refused(self, names, *options):
+        done = run(*options)
+        self.assertEqual(done.returncode, 2, f"{options}: {done.stderr}")
+        self.assertEqual(done.stderr.count("\n"), 1, f"one line: {done.stderr!r}")
+        self.assertIn(names, done.stderr)
+
+    def test_options(self):
+        for names, options in [
+                ("--kernel", []),
+                ("--kernel", ["--kernel", "/nonexistent/kernel"]),
+                ("--memory", ["--kernel", GUEST, "--memory", "12Q"]),
+                ("--memory", ["--kernel", GUEST, "--memory", "1M"]),
+                ("--memory", ["--kernel", GUEST, "--memory", "99999999999999999999G"]),
+                ("--memory", ["--kernel", GUEST, "--memory", "400G"]),
+                ("--mmu", ["--kernel", GUEST, "--mmu", "fast"]),
+                ("--engine", ["--kernel", GUEST, "--engine", "warp"]),
+                ("--cpus", ["--kernel", GUEST, "--cpus", "0"]),
+                ("--cpu-model", ["--kernel", GUEST, "--cpu-model", "z80"]),
+                ("--initrd", ["--kernel", GUEST, "--initrd", "/nonexistent/initrd"]),
+                ("--serial", ["--kernel", GUEST, "--serial", "/nonexistent/dir/file"]),
+                ("--stats", ["--kernel", GUEST, "--stats", "/nonexistent/dir/file"])]:
+            with self.subTest(options=options):
+                self.refused(names, *options)
+
+    def test_kernels(self):
+        whole = pathlib.Path(GUEST).read_bytes()
+        wrong_machine = bytearray(whole)
+        wrong_machine[18] = 0xB7  # AArch64
+        for name, content in [("empty", b""), ("text", b"hello\n" * 100), ("half", whole[:300]),
+                              ("cut", whole[:len(whole) // 2]), ("arm", bytes(wrong_machine)),
+                              ("zeroes", bytes(1 << 20))]:
+            with self.subTest(kernel=name):
+                self.refused("--kernel", "--kernel", self.file(name, content))
+
+    def test_initrd_that_does_not_fit(self):
+        self.refused("initrd", "--kernel", GUEST, "--memory", "16M", "--initrd",
+                     self.file("initrd", bytes(15 << 20)))
+
+    def test_configs(self):
+        for name, content in [("not json", b"{"), ("array", b"[]"), ("unknown", b'{"kernal": "x"}'),
+                              ("type", b'{"kernel": 7}'), ("cpus", b'{"cpus": -1}'),
+                              ("memory", b'{"memory": {}}'), ("binary", bytes(range(256))),
+                              ("deep", b"[" * 100000)]:
+            with self.subTest(config=name):
+                path = self.file("vm.json", content)
+                self.refused(path, "--config", path)
+
+    def test_flags_override_the_config(self):
+        path = self.file("vm.json", json.dumps({"kernel": GUEST, "append": "auto",
+                                                "memory": "1M"}).encode())
+        self.refused("--memory", "--config", path)
+        self.assertEqual(run("--config", path, "--memory", "64M").returncode, 0)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v"])
