@@ -127,7 +127,7 @@ Expected<void, ConfigError> apply_json(std::string_view text, std::string_view s
     return bad(fmt::format("{}: must be an object such as {{\"kernel\": \"vmlinuz\"}}", source));
   }
   for (const auto& [key, value] : json.items()) {
-    if (const auto done = take_key(key, value, source, config); !done) return done;
+    if (auto done = take_key(key, value, source, config); !done) return done;
   }
   return {};
 }

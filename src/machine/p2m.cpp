@@ -153,7 +153,7 @@ Expected<P2mTable::Slot, OutOfFrames> P2mTable::leaf_slot(PPN ppn) {
 
 Expected<P2mLookup, Fault> P2mTable::resolve(PPN ppn, AccessKind kind) {
   for (;;) {
-    if (auto r = resolve_once(ppn, kind)) return *std::move(r);
+    if (auto r = resolve_once(ppn, kind)) return *r;
   }
 }
 
@@ -169,8 +169,6 @@ std::optional<Expected<P2mLookup, Fault>> P2mTable::resolve_once(PPN ppn, Access
   }
   switch (now.entry.state()) {
     case PageState::zero:
-      if (write) return make_private(ppn);
-      return now;
     case PageState::shared:
       if (write) return make_private(ppn);
       return now;

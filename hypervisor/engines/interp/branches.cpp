@@ -10,7 +10,7 @@ namespace {
 
 /// How wide the instruction pointer is: 64-bit mode, or the operand size elsewhere (SDM 2A JMP:
 /// EIP is truncated to the operand size). Outside 64-bit mode CS has a base.
-// TODO(limits): a target beyond CS.limit is #GP at the branch; legacy_target() is the one place
+// Not yet checked: a target beyond CS.limit is #GP at the branch; target_of() is the one place
 // all of them pass.
 enum class Ip : std::uint8_t { ip64, ip32, ip16 };
 

@@ -6,7 +6,6 @@
 namespace strata::interp {
 
 namespace rf = cpu::rflags;
-using cpu::Segment;
 
 std::uint64_t popped_flags(const Core& core, std::uint64_t image, unsigned size) noexcept {
   std::uint64_t mask = rf::ARITHMETIC | rf::TF | rf::DF | rf::NT;

@@ -24,7 +24,7 @@ const HostThunk* ThunkCache::insert(const Key& key, const ThunkForm& form, bool 
 const HostThunk* ThunkCache::find(const ThunkForm& form) {
   Key key{};
   std::copy_n(form.bytes.begin(), form.size, key.begin());
-  key[15] = static_cast<std::uint8_t>(form.size << 2 | static_cast<unsigned>(form.kind));
+  key[15] = static_cast<std::uint8_t>(unsigned{form.size} << 2 | static_cast<unsigned>(form.kind));
   const std::scoped_lock guard{lock_};
   if (const auto it = thunks_.find(key); it != thunks_.end()) return &it->second;
   if (form.immediate_at == 0) return insert(key, form, false);
