@@ -61,6 +61,14 @@ template <class T>
   return load_value(core, address_of(core, u), out);
 }
 
+/// The source in u->src, or in memory. False: refuse().
+template <class T, bool Memory>
+[[nodiscard, gnu::always_inline]] inline bool operand(Core& core, const Uop* u, T& out) {
+  if constexpr (Memory) return load_operand(core, u, out);
+  out = core.reg<T>(u->src);
+  return true;
+}
+
 /// An operand in memory, wherever it lies.
 template <class T>
 [[gnu::always_inline]] inline T get(const void* host) noexcept {
@@ -107,21 +115,7 @@ struct ValueAndFlags {
 };
 
 /// Picks an instantiation by operand size: f.template operator()<T>() with the unsigned type of
-/// `bits`.
-template <class F>
-[[nodiscard]] auto with_size(unsigned bits, F f) {
-  switch (bits) {
-    case 8:
-      return f.template operator()<std::uint8_t>();
-    case 16:
-      return f.template operator()<std::uint16_t>();
-    case 32:
-      return f.template operator()<std::uint32_t>();
-    default:
-      return f.template operator()<std::uint64_t>();
-  }
-}
-/// The same for instructions without byte operands.
+/// `bits`. For instructions without byte operands.
 template <class F>
 [[nodiscard]] auto with_wide_size(unsigned bits, F f) {
   switch (bits) {
@@ -132,6 +126,11 @@ template <class F>
     default:
       return f.template operator()<std::uint64_t>();
   }
+}
+/// The same for instructions that have byte operands too.
+template <class F>
+[[nodiscard]] auto with_size(unsigned bits, F f) {
+  return bits == 8 ? f.template operator()<std::uint8_t>() : with_wide_size(bits, f);
 }
 /// And for those with 32- and 64-bit operands only.
 template <class F>

@@ -20,11 +20,10 @@ template <class T, Source From>
 
 constexpr bool writes_result(Binary op) { return op != Binary::cmp && op != Binary::test; }
 
-/// op register, register or immediate
-template <Binary Op, class T, Source From, bool Flags>
-const Uop* to_register(Core& core, const Uop* u) {
+/// op register, b
+template <Binary Op, class T, bool Flags>
+[[gnu::always_inline]] inline const Uop* apply_to_register(Core& core, const Uop* u, T b) {
   T a = core.reg<T>(u->dst);
-  const T b = source<T, From>(core, u);
   if constexpr (Flags) {
     const ArithFlags f = host::binary<Op>(a, b, core.flags);
     if constexpr (writes_result(Op)) core.set_reg<T>(u->dst, a);
@@ -35,20 +34,18 @@ const Uop* to_register(Core& core, const Uop* u) {
   return next(core, u);
 }
 
+/// op register, register or immediate
+template <Binary Op, class T, Source From, bool Flags>
+const Uop* to_register(Core& core, const Uop* u) {
+  return apply_to_register<Op, T, Flags>(core, u, source<T, From>(core, u));
+}
+
 /// op register, memory
 template <Binary Op, class T, bool Flags>
 const Uop* from_memory(Core& core, const Uop* u) {
   T b;
   if (!load_operand(core, u, b)) return refuse(core, u);
-  T a = core.reg<T>(u->dst);
-  if constexpr (Flags) {
-    const ArithFlags f = host::binary<Op>(a, b, core.flags);
-    if constexpr (writes_result(Op)) core.set_reg<T>(u->dst, a);
-    core.flags = f;
-  } else if constexpr (writes_result(Op)) {
-    core.set_reg<T>(u->dst, host::binary_value<Op>(a, b, core.flags));
-  }
-  return next(core, u);
+  return apply_to_register<Op, T, Flags>(core, u, b);
 }
 
 /// CMP and TEST memory, register or immediate: nothing is written back.

@@ -170,11 +170,7 @@ template <Scan Op, class T>
 template <Scan Op, class T, bool Memory>
 const Uop* scan_to_register(Core& core, const Uop* u) {
   T s;
-  if constexpr (Memory) {
-    if (!load_operand(core, u, s)) return refuse(core, u);
-  } else {
-    s = core.reg<T>(u->src);
-  }
+  if (!operand<T, Memory>(core, u, s)) return refuse(core, u);
   T d = core.reg<T>(u->dst);
   core.flags = scan<Op>(d, s, core.flags);
   // BSF and BSR of zero leave the whole register (APM 3 BSF; SDM 2A BSF, note).
@@ -230,11 +226,7 @@ constexpr bool second_in_rm(Vex op) {
 template <Vex Op, class T, bool Memory>
 const Uop* vex_to_register(Core& core, const Uop* u) {
   T rm;
-  if constexpr (Memory) {
-    if (!load_operand(core, u, rm)) return refuse(core, u);
-  } else {
-    rm = core.reg<T>(u->src);
-  }
+  if (!operand<T, Memory>(core, u, rm)) return refuse(core, u);
   const T other = core.reg<T>(u->aux);
   T d;
   core.flags =
@@ -249,11 +241,7 @@ const Uop* vex_to_register(Core& core, const Uop* u) {
 template <bool Overflow, class T, bool Memory>
 const Uop* add_one_flag(Core& core, const Uop* u) {
   T b;
-  if constexpr (Memory) {
-    if (!load_operand(core, u, b)) return refuse(core, u);
-  } else {
-    b = core.reg<T>(u->src);
-  }
+  if (!operand<T, Memory>(core, u, b)) return refuse(core, u);
   T a = core.reg<T>(u->dst);
   ArithFlags f = core.flags;
   if constexpr (Overflow) {
@@ -276,11 +264,7 @@ const Uop* add_one_flag(Core& core, const Uop* u) {
 template <class T, bool Memory>
 const Uop* crc32(Core& core, const Uop* u) {
   T b;
-  if constexpr (Memory) {
-    if (!load_operand(core, u, b)) return refuse(core, u);
-  } else {
-    b = core.reg<T>(u->src);
-  }
+  if (!operand<T, Memory>(core, u, b)) return refuse(core, u);
   auto crc = core.reg<std::uint32_t>(u->dst);
   if constexpr (sizeof(T) == 8) {
     std::uint64_t wide = crc;

@@ -245,11 +245,7 @@ bool lower_mov(Lowering& l) {
 }
 
 bool lower_status_word(Lowering& l, Handler fn) {
-  Uop u = l.step(fn);
-  u.aux = operand_bytes(l);
-  u.aux2 = is_register(l.ops[0]) ? 1 : 0;
-  if (u.aux2 != 0) u.src = u.dst = Lowering::reg_offset(l.ops[0].reg.value);
-  l.emit(u);
+  l.emit(rm_step(l, fn));
   if (fn == &lmsw) l.end_block();
   return true;
 }

@@ -108,18 +108,16 @@ void Core::fail() {
 }
 
 engine::VcpuStats Core::stats() const noexcept {
-  // The mailbox lock is only ever held for moments.
-  auto& lock = const_cast<std::mutex&>(mailbox_lock_);
-  const std::lock_guard guard{lock};
+  const std::lock_guard guard{mailbox_lock_};
   return published_;
 }
 
 /// What happened between run loop and last null step, seen from outside the block.
 void Core::after_block() {
-  const bool retired = leave_ != Leave::retry && leave_ != Leave::exit &&
-                       !(leave_ == Leave::exception && !exception.software);
+  const bool retired =
+      leave_ != Leave::retry && leave_ != Leave::exit && leave_ != Leave::exception;
   if (replaying_ && leave_ != Leave::exit && leave_ != Leave::retry) iteration_done();
-  if (trap_armed_ && retired && leave_ != Leave::exception) {
+  if (trap_armed_ && retired) {
     // Single step: a trap after the instruction (SDM 3B 18.3.1.4).
     exception = {.valid = true, .vector = cpu::DB, .dr6 = 1ULL << 14};
   }
@@ -137,35 +135,31 @@ bool Core::handle_attention() {
   return true;
 }
 
+/// A triple fault: out, for good. False, as the answer of take_events().
+bool Core::shut_down() {
+  exit_ = {.kind = engine::ExitKind::triple_fault};
+  leave_ = Leave::exit;
+  return false;
+}
+
 /// Delivers what waits. False: an exit instead (leave_ set).
 bool Core::take_events() {
   if (exception.valid) {
     ++counters.exceptions;
     arch.halted = false;
-    if (!deliver_exception()) {
-      exit_ = {.kind = engine::ExitKind::triple_fault};
-      leave_ = Leave::exit;
-      return false;
-    }
-    return true;
+    return deliver_exception() || shut_down();
   }
   if (std::exchange(arch.interrupt_shadow, false)) return true;
   if (!arch.nmi_blocked && env.interrupts->take_nmi()) {
     arch.halted = false;
     arch.nmi_blocked = true;
-    return deliver_interrupt(cpu::NMI)
-               ? true
-               : (exit_ = {.kind = engine::ExitKind::triple_fault}, leave_ = Leave::exit, false);
+    return deliver_interrupt(cpu::NMI) || shut_down();
   }
   if ((rflags_other & cpu::rflags::IF) != 0 && env.interrupts->pending()) {
     if (const auto vector = env.interrupts->acknowledge()) {
       arch.halted = false;
       ++counters.interrupts;
-      if (!deliver_interrupt(*vector)) {
-        exit_ = {.kind = engine::ExitKind::triple_fault};
-        leave_ = Leave::exit;
-        return false;
-      }
+      if (!deliver_interrupt(*vector)) return shut_down();
     }
   }
   if (arch.halted) {
@@ -219,8 +213,7 @@ bool Core::fetch_page(std::uint64_t va, const std::byte*& host, PA& pa) {
 }
 
 /// The bytes around a page end, as far as they can be an instruction at `va`.
-bool Core::crossing_bytes(std::uint64_t va, PA /*pa*/, std::array<std::byte, 32>& bytes,
-                          unsigned& count) {
+bool Core::crossing_bytes(std::uint64_t va, std::array<std::byte, 32>& bytes, unsigned& count) {
   const auto head = static_cast<unsigned>(kPageSize - (va & kPageMask));
   const std::byte* host = nullptr;
   PA second{};
@@ -232,7 +225,7 @@ bool Core::crossing_bytes(std::uint64_t va, PA /*pa*/, std::array<std::byte, 32>
   count = head + 16;
   if (!fetch_page(va, host, first)) return false;
   std::memcpy(bytes.data(), host, head);
-  if (generation_ != before) return crossing_bytes(va, first, bytes, count);
+  if (generation_ != before) return crossing_bytes(va, bytes, count);
   return true;
 }
 
@@ -248,7 +241,7 @@ Block* Core::find_block(std::uint64_t va) {
     return b;
   std::array<std::byte, 32> bytes{};
   unsigned count = 0;
-  if (!crossing_bytes(va, pa, bytes, count)) return nullptr;
+  if (!crossing_bytes(va, bytes, count)) return nullptr;
   if (std::memcmp(bytes.data(), blocks_.crossing(b).data(), b->bytes) == 0) return b;
   code_written(pa, 1);
   return build_block(va, pa, host, mode);
@@ -262,7 +255,7 @@ Block* Core::build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeM
   const bool crosses = d.needs_next_page;
   if (crosses) {
     unsigned count = 0;
-    if (!crossing_bytes(va, pa, bytes, count)) return nullptr;
+    if (!crossing_bytes(va, bytes, count)) return nullptr;
     steps.clear();
     d = decode_block(bytes.data(), count, va, mode, *env.model, steps);
   }
@@ -350,12 +343,6 @@ const Uop* Core::finish_at(const Uop* u, std::uint64_t new_rip) noexcept {
 const Uop* Core::leave_for(const Uop* u, const engine::Exit& exit) noexcept {
   record_exit(exit);
   return abort(u);
-}
-
-const Uop* Core::leave_after(const Uop* u, const engine::Exit& exit) noexcept {
-  exit_ = exit;
-  finish(u);
-  return leave(Leave::exit);
 }
 
 void Core::iteration_done() noexcept {

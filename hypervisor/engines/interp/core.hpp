@@ -54,8 +54,6 @@ struct PendingException {
   bool valid = false;
   std::uint8_t vector = 0;
   bool has_error = false;
-  /// INT n, INT3, INTO: rip already points behind the instruction and DPL of the gate is checked.
-  bool software = false;
   /// An external interrupt, or NMI with vector 2: no fault bits in the frame, NMI gets blocked.
   bool external = false;
   std::uint32_t error = 0;
@@ -289,8 +287,6 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   const Uop* finish_at(const Uop* u, std::uint64_t new_rip) noexcept;
   /// To the VMM; the instruction runs again afterwards and finds `completion.ready`.
   const Uop* leave_for(const Uop* u, const engine::Exit& exit) noexcept;
-  /// To the VMM with the instruction retired (HLT).
-  const Uop* leave_after(const Uop* u, const engine::Exit& exit) noexcept;
   /// A REP string instruction finished an iteration and will go on: what the VMM answered is used
   /// up. Call after committing RCX, RSI, RDI.
   void iteration_done() noexcept;
@@ -326,8 +322,6 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   engine::VcpuStats counters{};  ///< the vCPU thread's own; stats() gives them as of the last exit
 
  private:
-  friend class BlockBuilder;
-
   // TranslationHolder
   void invalidate(const Invalidation& what, Epoch epoch) noexcept override;
   [[nodiscard]] Epoch passed() const noexcept override {
@@ -356,7 +350,10 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool rmw_end_slow(Rmw& m);
   /// One page's worth of an access, resolved: a host pointer, or an MMIO address.
   struct Place;
-  bool locate(std::uint64_t va, unsigned size, Access access, Place& place);
+  bool locate(std::uint64_t va, Access access, Place& place);
+  /// Calls transfer(place, offset, bytes) for each page of the access once all of it is located.
+  template <class Transfer>
+  bool each_place(std::uint64_t va, unsigned size, Access access, Transfer&& transfer);
   bool place_load(const Place& p, void* out, unsigned size);
   bool place_store(const Place& p, const void* data, unsigned size);
   bool mmio_load(PA pa, void* out, unsigned size);
@@ -368,13 +365,14 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   // run loop
   bool resume_from_exit();
   bool handle_attention();
+  bool shut_down();
   bool take_events();
   const Uop* dispatch();
   void after_block();
   Block* find_block(std::uint64_t va);
   bool fetch_page(std::uint64_t va, const std::byte*& host, PA& pa);
   Block* build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeMode mode);
-  bool crossing_bytes(std::uint64_t va, PA pa, std::array<std::byte, 32>& bytes, unsigned& count);
+  bool crossing_bytes(std::uint64_t va, std::array<std::byte, 32>& bytes, unsigned& count);
   /// Mmu::translate(), as the quiescent point it is: other holders' frees need not wait for it, and
   /// the answer is asked for again if an invalidation arrived meanwhile.
   Expected<Translation, Fault> ask_mmu(VA va, Access access);
@@ -415,7 +413,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   PagingContext context_{};
 
   /// Guards the mailbox that other threads fill.
-  std::mutex mailbox_lock_;
+  mutable std::mutex mailbox_lock_;
   Invalidation mailbox_;
   std::vector<std::pair<PA, std::uint64_t>> mailbox_written_;
   Epoch mailbox_epoch_ = 0;

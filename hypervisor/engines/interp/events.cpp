@@ -229,7 +229,7 @@ bool is_fault(std::uint8_t vector) noexcept {
 
 /// What an exception leaves in CR2, DR6, DR7 before its handler runs.
 void set_fault_registers(Core& core, const PendingException& x) noexcept {
-  if (x.external || x.software) return;
+  if (x.external) return;
   if (x.vector == cpu::PF) core.arch.cr2 = x.cr2;
   if (x.vector == cpu::DB) {
     core.arch.dr[6] |= x.dr6;
@@ -303,8 +303,7 @@ Outcome deliver_event(Core& core, const Event& event) {
 }
 
 Escalation escalate(const PendingException& first, std::uint8_t second) noexcept {
-  const Severity a =
-      first.external || first.software ? Severity::benign : severity_of(first.vector);
+  const Severity a = first.external ? Severity::benign : severity_of(first.vector);
   const Severity b = severity_of(second);
   if (b == Severity::benign || a == Severity::benign) return Escalation::deliver_second;
   if (a == Severity::double_fault) return Escalation::shutdown;
@@ -321,9 +320,8 @@ bool Core::deliver_exception() {
     e.vector = now.vector;
     e.has_error = now.has_error;
     e.error = now.error;
-    e.check_gate_dpl = now.software;
-    e.external = now.software ? 0 : error_code::kExternal;
-    e.push_resume_flag = !now.external && !now.software && is_fault(now.vector);
+    e.external = error_code::kExternal;
+    e.push_resume_flag = !now.external && is_fault(now.vector);
     e.return_ip = rip;
     const Outcome o = deliver_event(*this, e);
     if (o.ok()) {

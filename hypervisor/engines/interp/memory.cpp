@@ -68,7 +68,7 @@ Expected<Translation, Fault> Core::ask_mmu(VA va, Access access) {
   }
 }
 
-bool Core::locate(std::uint64_t va, unsigned /*size*/, Access access, Place& place) {
+bool Core::locate(std::uint64_t va, Access access, Place& place) {
   const VA address{va};
   const TlbMode mode = mode_of(access);
   const bool write = access.kind == AccessKind::write;
@@ -172,36 +172,34 @@ bool Core::place_store(const Place& p, const void* data, unsigned size) {
   return true;
 }
 
-bool Core::load_slow(std::uint64_t va, void* out, unsigned size, Access access) {
+template <class Transfer>
+bool Core::each_place(std::uint64_t va, unsigned size, Access access, Transfer&& transfer) {
   const auto head =
       static_cast<unsigned>(std::min<std::uint64_t>(size, kPageSize - (va & kPageMask)));
   for (;;) {
     const std::uint64_t before = generation_;
     Place first;
-    if (!locate(va, head, access, first)) return false;
-    if (head == size) return place_load(first, out, size);
+    if (!locate(va, access, first)) return false;
+    if (head == size) return transfer(first, 0U, size);
     Place second;
-    if (!locate(wrap_va(va + head), size - head, access, second)) return false;
+    if (!locate(wrap_va(va + head), access, second)) return false;
     if (generation_ != before) continue;  // the first may have moved
-    return place_load(first, out, head) &&
-           place_load(second, static_cast<std::byte*>(out) + head, size - head);
+    return transfer(first, 0U, head) && transfer(second, head, size - head);
   }
 }
 
+bool Core::load_slow(std::uint64_t va, void* out, unsigned size, Access access) {
+  auto* to = static_cast<std::byte*>(out);
+  return each_place(va, size, access, [&](const Place& p, unsigned offset, unsigned bytes) {
+    return place_load(p, to + offset, bytes);
+  });
+}
+
 bool Core::store_slow(std::uint64_t va, const void* data, unsigned size, Access access) {
-  const auto head =
-      static_cast<unsigned>(std::min<std::uint64_t>(size, kPageSize - (va & kPageMask)));
-  for (;;) {
-    const std::uint64_t before = generation_;
-    Place first;
-    if (!locate(va, head, access, first)) return false;
-    if (head == size) return place_store(first, data, size);
-    Place second;
-    if (!locate(wrap_va(va + head), size - head, access, second)) return false;
-    if (generation_ != before) continue;
-    return place_store(first, data, head) &&
-           place_store(second, static_cast<const std::byte*>(data) + head, size - head);
-  }
+  const auto* from = static_cast<const std::byte*>(data);
+  return each_place(va, size, access, [&](const Place& p, unsigned offset, unsigned bytes) {
+    return place_store(p, from + offset, bytes);
+  });
 }
 
 bool Core::load_bytes(std::uint64_t va, void* out, unsigned size) {
@@ -223,17 +221,13 @@ bool Core::store_bytes(std::uint64_t va, const void* data, unsigned size) {
 }
 
 bool Core::check_store(std::uint64_t va, unsigned size) {
-  const auto head =
-      static_cast<unsigned>(std::min<std::uint64_t>(size, kPageSize - (va & kPageMask)));
-  const Access access{AccessKind::write, cpl == 3, ac()};
-  Place place;
-  if (!locate(va, head, access, place)) return false;
-  return head == size || locate(wrap_va(va + head), size - head, access, place);
+  return each_place(va, size, {AccessKind::write, cpl == 3, ac()},
+                    [](const Place&, unsigned, unsigned) { return true; });
 }
 
 const std::byte* Core::read_span(std::uint64_t va, std::uint64_t& available) {
   Place place;
-  if (!locate(va, 1, {AccessKind::read, cpl == 3, ac()}, place)) {
+  if (!locate(va, {AccessKind::read, cpl == 3, ac()}, place)) {
     exception.valid = false;  // the element-wise path will meet it again
     return nullptr;
   }
@@ -243,7 +237,7 @@ const std::byte* Core::read_span(std::uint64_t va, std::uint64_t& available) {
 
 std::byte* Core::write_span(std::uint64_t va, std::uint64_t& available) {
   Place place;
-  if (!locate(va, 1, {AccessKind::write, cpl == 3, ac()}, place)) {
+  if (!locate(va, {AccessKind::write, cpl == 3, ac()}, place)) {
     exception.valid = false;
     return nullptr;
   }
@@ -256,7 +250,7 @@ bool Core::rmw_begin_slow(std::uint64_t va, unsigned size, Rmw& m) {
   m.va = va;
   if ((va & kPageMask) + size <= kPageSize) {
     Place place;
-    if (!locate(va, size, access, place)) return false;
+    if (!locate(va, access, place)) return false;
     if (place.host != nullptr) {
       m.host = place.host;
       m.pa = place.pa;

@@ -17,20 +17,33 @@ constexpr std::uint8_t kDx = cpu::RDX * 8;
 template <class T>
 constexpr std::uint8_t kHigh = sizeof(T) == 1 ? kAx + 1 : kDx;
 
-/// The one-operand forms: hi:lo = lo * b.
-template <bool Signed, class T>
-[[gnu::always_inline]] inline ArithFlags multiply(T& lo, T& hi, T b, ArithFlags in) noexcept {
+enum class Wide : std::uint8_t { mul, imul, div, idiv };
+
+/// Runs the one-operand instruction with `a` in RAX and `d` in RDX; lo and hi are what it leaves.
+template <Wide Op, class T>
+[[gnu::always_inline]] inline ArithFlags run_wide(std::uint64_t a, std::uint64_t d, T b, T& lo,
+                                                  T& hi, ArithFlags in) noexcept {
   std::uint64_t f = in;
-  std::uint64_t a = lo;
-  std::uint64_t d = 0;
-  if constexpr (Signed) {
+  if constexpr (Op == Wide::mul) {
+    asm("add $127, %%al\n\tsahf\n\tmov %[a], %%rax\n\tmul %[b]\n\tmov %%rax, %[a]\n\tlahf\n\t"
+        "seto %%al"
+        : [a] "+&r"(a), "+&a"(f), "+&d"(d)
+        : [b] "r"(b)
+        : "cc");
+  } else if constexpr (Op == Wide::imul) {
     asm("add $127, %%al\n\tsahf\n\tmov %[a], %%rax\n\timul %[b]\n\tmov %%rax, %[a]\n\tlahf\n\t"
         "seto %%al"
         : [a] "+&r"(a), "+&a"(f), "+&d"(d)
         : [b] "r"(b)
         : "cc");
+  } else if constexpr (Op == Wide::div) {
+    asm("add $127, %%al\n\tsahf\n\tmov %[a], %%rax\n\tdiv %[b]\n\tmov %%rax, %[a]\n\tlahf\n\t"
+        "seto %%al"
+        : [a] "+&r"(a), "+&a"(f), "+&d"(d)
+        : [b] "r"(b)
+        : "cc");
   } else {
-    asm("add $127, %%al\n\tsahf\n\tmov %[a], %%rax\n\tmul %[b]\n\tmov %%rax, %[a]\n\tlahf\n\t"
+    asm("add $127, %%al\n\tsahf\n\tmov %[a], %%rax\n\tidiv %[b]\n\tmov %%rax, %[a]\n\tlahf\n\t"
         "seto %%al"
         : [a] "+&r"(a), "+&a"(f), "+&d"(d)
         : [b] "r"(b)
@@ -41,29 +54,19 @@ template <bool Signed, class T>
   return static_cast<ArithFlags>(f);
 }
 
+/// The one-operand forms: hi:lo = lo * b.
+template <bool Signed, class T>
+[[gnu::always_inline]] inline ArithFlags multiply(T& lo, T& hi, T b, ArithFlags in) noexcept {
+  return run_wide < Signed ? Wide::imul
+                           : Wide::mul > (std::uint64_t{lo}, std::uint64_t{0}, b, lo, hi, in);
+}
+
 /// lo, hi = quotient and remainder of hi:lo / b, which is known not to raise #DE.
 template <bool Signed, class T>
 [[gnu::always_inline]] inline ArithFlags divide(T& lo, T& hi, T b, ArithFlags in) noexcept {
-  std::uint64_t f = in;
-  std::uint64_t a = lo;
-  std::uint64_t d = hi;
-  if constexpr (sizeof(T) == 1) a |= d << 8;
-  if constexpr (Signed) {
-    asm("add $127, %%al\n\tsahf\n\tmov %[a], %%rax\n\tidiv %[b]\n\tmov %%rax, %[a]\n\tlahf\n\t"
-        "seto %%al"
-        : [a] "+&r"(a), "+&a"(f), "+&d"(d)
-        : [b] "r"(b)
-        : "cc");
-  } else {
-    asm("add $127, %%al\n\tsahf\n\tmov %[a], %%rax\n\tdiv %[b]\n\tmov %%rax, %[a]\n\tlahf\n\t"
-        "seto %%al"
-        : [a] "+&r"(a), "+&a"(f), "+&d"(d)
-        : [b] "r"(b)
-        : "cc");
-  }
-  lo = static_cast<T>(a);
-  hi = static_cast<T>(sizeof(T) == 1 ? a >> 8 : d);
-  return static_cast<ArithFlags>(f);
+  // Bytes divide AX, the others RDX:RAX.
+  const std::uint64_t a = sizeof(T) == 1 ? lo | std::uint64_t{hi} << 8 : std::uint64_t{lo};
+  return run_wide < Signed ? Wide::idiv : Wide::div > (a, std::uint64_t{hi}, b, lo, hi, in);
 }
 
 /// Whether the quotient of a signed division fits (SDM 2A IDIV).
@@ -88,13 +91,6 @@ template <bool Signed, class T>
 bool divisible(T lo, T hi, T b) noexcept {
   if constexpr (Signed) return signed_quotient_fits(lo, hi, b);
   return hi < b;  // no divisor of zero passes either
-}
-
-template <class T, bool Memory>
-[[gnu::always_inline]] inline bool operand(Core& core, const Uop* u, T& out) {
-  if constexpr (Memory) return load_operand(core, u, out);
-  out = core.reg<T>(u->src);
-  return true;
 }
 
 template <bool Signed, class T, bool Memory>

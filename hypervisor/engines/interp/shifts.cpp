@@ -95,11 +95,7 @@ const Uop* double_shift_memory(Core& core, const Uop* u) {
 template <Shift Op, class T, bool Memory>
 const Uop* shift_flagless(Core& core, const Uop* u) {
   T x;
-  if constexpr (Memory) {
-    if (!load_operand(core, u, x)) return refuse(core, u);
-  } else {
-    x = core.reg<T>(u->src);
-  }
+  if (!operand<T, Memory>(core, u, x)) return refuse(core, u);
   if constexpr (Op == Shift::ror) {
     constexpr unsigned kBits = sizeof(T) * 8;
     const unsigned n = u->imm & (kBits - 1);

@@ -26,6 +26,15 @@ bool lower_processor(Lowering& l);          ///< HLT, WBINVD, VMCALL
 [[nodiscard]] inline bool is_memory(const ZydisDecodedOperand& op) noexcept {
   return op.type == ZYDIS_OPERAND_TYPE_MEMORY;
 }
+/// A step of an instruction with one r/m operand: aux its size in bytes, aux2 whether it is a
+/// register, which is then in src and dst.
+[[nodiscard]] inline Uop rm_step(const Lowering& l, Handler fn) {
+  Uop u = l.step(fn);
+  u.aux = operand_bytes(l);
+  u.aux2 = is_register(l.ops[0]) ? 1 : 0;
+  if (u.aux2 != 0) u.src = u.dst = Lowering::reg_offset(l.ops[0].reg.value);
+  return u;
+}
 /// Emits one step that goes through the run loop, as anything that changes modes must.
 inline bool emit_last(Lowering& l, const Uop& u) {
   l.emit(u);

@@ -68,17 +68,6 @@ const Uop* store_table(Core& core, const Uop* u) {
 
 // ---- LDTR, TR -----------------------------------------------------------------------------------
 
-const Uop* lldt(Core& core, const Uop* u) {
-  if (!descriptors_in_use(core)) return core.fault(u, cpu::UD);
-  if (core.cpl != 0) return core.fault(u, cpu::GP, 0);
-  std::uint16_t selector = 0;
-  if (!load_selector(core, u, selector)) return core.abort(u);
-  Segment ldt;
-  if (const Outcome o = load_ldt(core, selector, ldt); !o.ok()) return give_up(core, u, o);
-  core.arch.ldtr = ldt;
-  return u + 1;
-}
-
 Outcome load_task(Core& core, std::uint16_t selector, Segment& out) {
   if (is_null(selector)) return raised(cpu::GP, 0);
   const std::uint32_t error = selector_error(selector);
@@ -100,14 +89,16 @@ Outcome load_task(Core& core, std::uint16_t selector, Segment& out) {
   return done();
 }
 
-const Uop* ltr(Core& core, const Uop* u) {
+/// LLDT and LTR.
+template <Outcome (*Load)(Core&, std::uint16_t, Segment&), Segment cpu::VcpuState::*Register>
+const Uop* load_system_segment(Core& core, const Uop* u) {
   if (!descriptors_in_use(core)) return core.fault(u, cpu::UD);
   if (core.cpl != 0) return core.fault(u, cpu::GP, 0);
   std::uint16_t selector = 0;
   if (!load_selector(core, u, selector)) return core.abort(u);
-  Segment task;
-  if (const Outcome o = load_task(core, selector, task); !o.ok()) return give_up(core, u, o);
-  core.arch.tr = task;
+  Segment loaded;
+  if (const Outcome o = Load(core, selector, loaded); !o.ok()) return give_up(core, u, o);
+  core.arch.*Register = loaded;
   return u + 1;
 }
 
@@ -221,11 +212,7 @@ bool lower_table(Lowering& l, Handler fn, bool idtr) {
 
 /// Instructions with one r/m16.
 bool lower_selector(Lowering& l, Handler fn) {
-  Uop u = l.step(fn);
-  u.aux = operand_bytes(l);
-  u.aux2 = is_register(l.ops[0]) ? 1 : 0;
-  if (u.aux2 != 0) u.src = u.dst = Lowering::reg_offset(l.ops[0].reg.value);
-  l.emit(u);
+  l.emit(rm_step(l, fn));
   return true;
 }
 
@@ -261,9 +248,9 @@ bool lower_descriptor_tables(Lowering& l) {
     case ZYDIS_MNEMONIC_SIDT:
       return lower_table(l, &store_table, true);
     case ZYDIS_MNEMONIC_LLDT:
-      return lower_selector(l, &lldt);
+      return lower_selector(l, &load_system_segment<load_ldt, &cpu::VcpuState::ldtr>);
     case ZYDIS_MNEMONIC_LTR:
-      return lower_selector(l, &ltr);
+      return lower_selector(l, &load_system_segment<load_task, &cpu::VcpuState::tr>);
     case ZYDIS_MNEMONIC_SLDT:
       return lower_selector(l, &sldt);
     case ZYDIS_MNEMONIC_STR:

@@ -72,7 +72,6 @@ class Tlb {
   void flush_physical(const std::vector<PpnRange>& ranges) noexcept;
   /// Write permission of entries that lead to `ppn`: before its code is cached.
   void revoke_writes(PPN ppn) noexcept;
-  /// User-page rights changed (PKRU, SMAP): everything that is not plainly supervisor.
   [[nodiscard]] static constexpr std::size_t bytes() noexcept {
     return sizeof(TlbEntry) * kTlbModes * kTlbEntries + sizeof(FetchEntry) * 2 * kFetchEntries;
   }

@@ -105,9 +105,11 @@ template <Unit Which>
                                           const ZydisDecodedOperand& memory);
 
 /// The parts of lower_vector(). Each returns false if the instruction is not one of its own.
-bool lower_vector_move(Lowering& l);     ///< vector_move.cpp: whole-register and scalar moves
-bool lower_vector_lanes(Lowering& l);    ///< vector_lanes.cpp: frequent integer operations
-bool lower_vector_masked(Lowering& l);   ///< vector_masked.cpp: masked moves and gathers
+bool lower_vector_move(Lowering& l);    ///< vector_move.cpp: whole-register and scalar moves
+bool lower_vector_lanes(Lowering& l);   ///< vector_lanes.cpp: frequent integer operations
+bool lower_vector_masked(Lowering& l);  ///< vector_masked.cpp: masked moves and gathers
+/// vector_masked.cpp: a store of register dst under the mask src at rDI, the hidden operand.
+bool lower_maskmov(Lowering& l, Handler fn);
 bool lower_maskmovq(Lowering& l);        ///< vector_mmx.cpp: MASKMOVQ itself
 bool lower_vector_control(Lowering& l);  ///< vector_control.cpp: MXCSR, VZEROALL, EMMS
 bool lower_xsave(Lowering& l);           ///< xsave.cpp: FXSAVE, XSAVE and relatives

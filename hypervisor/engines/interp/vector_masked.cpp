@@ -155,14 +155,7 @@ bool lower_masked_move(Lowering& l, std::uint64_t element) {
 }
 
 bool lower_maskmovdqu(Lowering& l) {
-  Uop u = l.step(is_vex(l) ? maskmovdqu<Unit::avx> : maskmovdqu<Unit::sse>);
-  u.dst = Lowering::reg_number(l.ops[0].reg.value);
-  u.src = Lowering::reg_number(l.ops[1].reg.value);
-  for (unsigned i = 2; i < l.insn.operand_count; ++i) {
-    if (l.ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY) l.memory(u, l.ops[i]);
-  }
-  l.emit(u);
-  return true;
+  return lower_maskmov(l, is_vex(l) ? maskmovdqu<Unit::avx> : maskmovdqu<Unit::sse>);
 }
 
 bool lower_gather(Lowering& l, bool wide_index, bool wide_data) {
@@ -207,6 +200,17 @@ bool lower_vector_masked(Lowering& l) {
     default:
       return false;
   }
+}
+
+bool lower_maskmov(Lowering& l, Handler fn) {
+  Uop u = l.step(fn);
+  u.dst = Lowering::reg_number(l.ops[0].reg.value);
+  u.src = Lowering::reg_number(l.ops[1].reg.value);
+  for (unsigned i = 2; i < l.insn.operand_count; ++i) {
+    if (l.ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY) l.memory(u, l.ops[i]);
+  }
+  l.emit(u);
+  return true;
 }
 
 }  // namespace strata::interp

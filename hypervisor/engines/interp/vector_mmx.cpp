@@ -120,15 +120,6 @@ void emit_mmx_thunk(Lowering& l, Uop u) {
   l.emit(u);
 }
 
-bool lower_maskmovq(Lowering& l) {
-  Uop u = l.step(maskmovq);
-  u.dst = Lowering::reg_number(l.ops[0].reg.value);
-  u.src = Lowering::reg_number(l.ops[1].reg.value);
-  for (unsigned i = 2; i < l.insn.operand_count; ++i) {
-    if (l.ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY) l.memory(u, l.ops[i]);
-  }
-  l.emit(u);
-  return true;
-}
+bool lower_maskmovq(Lowering& l) { return lower_maskmov(l, maskmovq); }
 
 }  // namespace strata::interp

@@ -85,28 +85,47 @@ inline void general_outputs(Core& core, const Uop* u, const HostThunk& t,
   if (t.form.flags_written) core.flags = frame.flags;
 }
 
+/// Where a thunk reaches its memory operand: in the guest's page, or in `buffer`.
+struct ThunkOperand {
+  alignas(32) std::array<std::byte, 32> buffer;
+  void* memory = buffer.data();
+  std::uint64_t va = 0;
+};
+
+/// Aligned as the form asks, and for reads loaded. False: left through the Core.
+template <ThunkMemory Memory>
+[[gnu::always_inline]] inline bool find_operand(Core& core, const Uop* u, const HostThunk& t,
+                                                ThunkOperand& o) {
+  if constexpr (Memory != ThunkMemory::none) {
+    o.va = core.ea(u);
+    if ((o.va & (t.form.alignment - 1U)) != 0) [[unlikely]] {
+      core.fault(u, cpu::GP, 0);
+      return false;
+    }
+  }
+  if constexpr (Memory == ThunkMemory::read) {
+    o.memory = thunk_source(core, o.va, t.form.memory_bytes, o.buffer.data());
+    if (o.memory == nullptr) {
+      core.abort(u);
+      return false;
+    }
+  }
+  return true;
+}
+
 template <Unit Which, ThunkMemory Memory, bool General>
 const Uop* run_integer(Core& core, const Uop* u) {
   if (const auto why = refusal<Which>(core); why != 0) [[unlikely]]
     return core.fault(u, why);
   const auto& t = *reinterpret_cast<const HostThunk*>(u->imm);
-  alignas(32) std::array<std::byte, 32> buffer;
   ThunkFrame frame;
-  void* memory = buffer.data();
-  std::uint64_t va = 0;
-  if constexpr (Memory != ThunkMemory::none) {
-    va = core.ea(u);
-    if ((va & (t.form.alignment - 1U)) != 0) [[unlikely]]
-      return core.fault(u, cpu::GP, 0);
-  }
-  if constexpr (Memory == ThunkMemory::read) {
-    memory = thunk_source(core, va, t.form.memory_bytes, buffer.data());
-    if (memory == nullptr) return core.abort(u);
-  }
+  ThunkOperand operand;
+  if (!find_operand<Memory>(core, u, t, operand)) return nullptr;
   if constexpr (General) general_inputs(core, u, t, frame);
-  call_thunk(t, u, slot_pointers(core, u), &frame, memory);
+  call_thunk(t, u, slot_pointers(core, u), &frame, operand.memory);
   if constexpr (Memory == ThunkMemory::write) {
-    if (!core.store_bytes(va, buffer.data(), t.form.memory_bytes)) return core.abort(u);
+    if (!core.store_bytes(operand.va, operand.buffer.data(), t.form.memory_bytes))
+      return core.abort(u);
   }
   if constexpr (General) general_outputs(core, u, t, frame);
   return u + 1;
@@ -132,32 +151,23 @@ const Uop* run_floating(Core& core, const Uop* u) {
   if (const auto why = refusal<Which>(core); why != 0) [[unlikely]]
     return core.fault(u, why);
   const auto& t = *reinterpret_cast<const HostThunk*>(u->imm);
-  alignas(32) std::array<std::byte, 32> buffer;
   ThunkFrame frame;
-  void* memory = buffer.data();
-  std::uint64_t va = 0;
-  if constexpr (Memory != ThunkMemory::none) {
-    va = core.ea(u);
-    if ((va & (t.form.alignment - 1U)) != 0) [[unlikely]]
-      return core.fault(u, cpu::GP, 0);
-  }
-  if constexpr (Memory == ThunkMemory::read) {
-    memory = thunk_source(core, va, t.form.memory_bytes, buffer.data());
-    if (memory == nullptr) return core.abort(u);
-  }
+  ThunkOperand operand;
+  if (!find_operand<Memory>(core, u, t, operand)) return nullptr;
   general_inputs(core, u, t, frame);
   prepare_floating(core, frame);
   const std::array<void*, 4> slots = slot_pointers(core, u);
-  const std::uint32_t raised = call_floating(t, u, slots, frame, memory);
+  const std::uint32_t raised = call_floating(t, u, slots, frame, operand.memory);
   if ((raised & frame.unmasked) != 0) [[unlikely]] {
     // The address comes first (VCVTPS2PH).
     if constexpr (Memory == ThunkMemory::write) {
-      if (!core.check_store(va, t.form.memory_bytes)) return core.abort(u);
+      if (!core.check_store(operand.va, t.form.memory_bytes)) return core.abort(u);
     }
-    return raise_simd(core, u, flags_of_exception(t, u, frame, raised, slots, memory));
+    return raise_simd(core, u, flags_of_exception(t, u, frame, raised, slots, operand.memory));
   }
   if constexpr (Memory == ThunkMemory::write) {
-    if (!core.store_bytes(va, buffer.data(), t.form.memory_bytes)) return core.abort(u);
+    if (!core.store_bytes(operand.va, operand.buffer.data(), t.form.memory_bytes))
+      return core.abort(u);
   }
   core.arch.vector.mxcsr |= raised;
   general_outputs(core, u, t, frame);

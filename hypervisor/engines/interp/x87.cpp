@@ -13,24 +13,12 @@ namespace {
 inline constexpr std::uint16_t kMaskedPrecision = 0x20;
 
 /// The area that FXRSTOR and FXSAVE of a thunk work on. XMM registers pass through it unused.
-struct alignas(16) WorkArea {
-  std::array<std::byte, 512> bytes;
-
+struct alignas(16) WorkArea : FxBytes<512> {
   explicit WorkArea(const Core& core) noexcept {
     std::memcpy(bytes.data(), core.arch.vector.legacy.data(), kX87Bytes);
     // Nothing pending (checked before), whatever the summary bits of a loaded state claim.
     set<std::uint16_t>(fx::kFsw, static_cast<std::uint16_t>(get<std::uint16_t>(fx::kFsw) & 0x7F7F));
     set(fx::kMxcsr, host_mxcsr());
-  }
-  template <class T>
-  [[nodiscard]] T get(std::size_t at) const noexcept {
-    T v;
-    std::memcpy(&v, bytes.data() + at, sizeof v);
-    return v;
-  }
-  template <class T>
-  void set(std::size_t at, T v) noexcept {
-    std::memcpy(bytes.data() + at, &v, sizeof v);
   }
   /// Flags that the control word does not mask: all of them new.
   [[nodiscard]] unsigned unmasked() const noexcept {

@@ -13,9 +13,10 @@ namespace strata::interp {
 /// The first 160 bytes of an FXSAVE64 image: control words, pointers and ST0-ST7.
 inline constexpr std::size_t kX87Bytes = 160;
 
-/// x87 state by value. Bytes 24 to 31 (MXCSR) are not part of it and zero.
-struct X87Image {
-  std::array<std::byte, kX87Bytes> bytes{};
+/// The first `Bytes` of an FXSAVE image, with its fields by offset.
+template <std::size_t Bytes>
+struct FxBytes {
+  std::array<std::byte, Bytes> bytes;
 
   template <class T>
   [[nodiscard]] T get(std::size_t at) const noexcept {
@@ -27,6 +28,12 @@ struct X87Image {
   void set(std::size_t at, T v) noexcept {
     std::memcpy(bytes.data() + at, &v, sizeof v);
   }
+  friend bool operator==(const FxBytes&, const FxBytes&) = default;
+};
+
+/// x87 state by value. Bytes 24 to 31 (MXCSR) are not part of it and zero.
+struct X87Image : FxBytes<kX87Bytes> {
+  constexpr X87Image() noexcept : FxBytes{} {}
   [[nodiscard]] unsigned top() const noexcept { return get<std::uint16_t>(fx::kFsw) >> 11 & 7U; }
   /// Changes TOP and leaves the physical registers where they are: the image lists them from the
   /// top of the stack on (SDM 1 10.5.1.1).
