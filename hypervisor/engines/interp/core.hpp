@@ -135,7 +135,10 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   std::uint16_t pcid = 0;
   TlbMode data_mode = kSupervisor;
   TlbEntry* dtlb = nullptr;  ///< entries of data_mode
-  std::uint64_t rip = 0;     ///< valid between blocks; inside one see pc_of()
+  /// Linear address of the next instruction: RIP itself in 64-bit mode, EIP plus the CS base
+  /// elsewhere, so that finding blocks needs no addition; ip() is the architectural one. Valid
+  /// between blocks; inside one see pc_of().
+  std::uint64_t rip = 0;
   std::array<std::uint64_t, 7> segment_base{};
   Block* block = nullptr;  ///< now executing
   std::atomic<std::uint32_t> attention_flags{0};
@@ -192,7 +195,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   }
   /// Linear address of the memory operand.
   [[nodiscard]] std::uint64_t ea(const Uop* u) const noexcept { return linear(u, offset_of(u)); }
-  /// VA of the instruction `u` belongs to, and of the next one.
+  /// VA (CS base included) of the instruction `u` belongs to, and of the next one.
   [[nodiscard]] std::uint64_t pc_of(const Uop* u) const noexcept { return r[kPcSlot] + u->offset; }
   [[nodiscard]] std::uint64_t next_pc(const Uop* u) const noexcept {
     return wrap_ip(r[kPcSlot] + u->offset + u->length);
@@ -200,6 +203,15 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   [[nodiscard]] std::uint64_t wrap_ip(std::uint64_t ip) const noexcept {
     return decode_mode.bits == 64 ? ip : static_cast<std::uint32_t>(ip);
   }
+  /// The instruction pointer (offset in CS) of linear address `va`, and the other way round.
+  [[nodiscard]] std::uint64_t ip_at(std::uint64_t va) const noexcept {
+    return wrap_ip(va - segment_base[cpu::CS]);
+  }
+  [[nodiscard]] std::uint64_t ip() const noexcept { return ip_at(rip); }
+  [[nodiscard]] std::uint64_t next_ip(const Uop* u) const noexcept { return ip_at(next_pc(u)); }
+  /// Continues at offset `ip` of CS, whose base has to be in segment_base already
+  /// (segments_changed()).
+  void set_ip(std::uint64_t ip) noexcept { rip = wrap_ip(ip + segment_base[cpu::CS]); }
 
   // ---- memory: false means abort(u); the reason is recorded -----------------------------------
   template <class T>

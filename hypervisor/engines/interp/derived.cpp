@@ -90,7 +90,7 @@ void Core::set_rflags(std::uint64_t value) noexcept {
 VcpuState Core::state() const {
   VcpuState s = arch;
   std::copy_n(r.begin(), s.gpr.size(), s.gpr.begin());
-  s.rip = rip;
+  s.rip = ip();
   s.rflags = rflags();
   return s;
 }
@@ -99,7 +99,6 @@ void Core::set_state(const VcpuState& state) {
   arch = state;
   r = {};
   std::copy(state.gpr.begin(), state.gpr.end(), r.begin());
-  rip = state.rip;
   flags = from_rflags(state.rflags);
   rflags_other = (state.rflags & ~cpu::rflags::ARITHMETIC) | cpu::rflags::FIXED;
   exception = {};
@@ -114,6 +113,7 @@ void Core::set_state(const VcpuState& state) {
     exception = {};
   }
   update_derived();
+  set_ip(state.rip);
   flush_tlb(FlushScope::all, 0, VA{});
 }
 

@@ -90,11 +90,11 @@ void commit_entry(Core& core, const Gate& gate, const Target& target) {
   Segment cs = to_segment(target.code, gate.selector);
   cs.selector = static_cast<std::uint16_t>((gate.selector & ~3U) | target.level);
   put_segment(core, cpu::CS, cs);
-  core.rip = gate.offset;
   core.arch.interrupt_shadow = false;
   std::uint64_t flags = core.rflags() & ~(rf::TF | rf::NT | rf::RF | rf::VM);
   if (gate.masks_interrupts) flags &= ~rf::IF;
   core.set_rflags(flags);
+  core.set_ip(gate.offset);
 }
 
 // ---- IA-32e mode ------------------------------------------------------------------------------
@@ -203,9 +203,9 @@ Outcome deliver_real(Core& core, const Event& e) {
   core.r[cpu::RSP] = stack.pointer();
   const auto selector = static_cast<std::uint16_t>(entry >> 16);
   put_segment(core, cpu::CS, real_segment(core.arch.segment[cpu::CS], selector, false));
-  core.rip = entry & 0xFFFF;
   core.arch.interrupt_shadow = false;
   core.set_rflags(core.rflags() & ~(rf::IF | rf::TF | rf::AC | rf::RF));
+  core.set_ip(entry & 0xFFFF);
   return done();
 }
 
@@ -322,7 +322,7 @@ bool Core::deliver_exception() {
     e.error = now.error;
     e.external = error_code::kExternal;
     e.push_resume_flag = !now.external && is_fault(now.vector);
-    e.return_ip = rip;
+    e.return_ip = ip();
     const Outcome o = deliver_event(*this, e);
     if (o.ok()) {
       iteration_done();

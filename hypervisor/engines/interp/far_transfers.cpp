@@ -21,8 +21,8 @@ void enter_code(Core& core, const Descriptor& code, std::uint16_t selector, unsi
   Segment cs = to_segment(code, selector);
   cs.selector = static_cast<std::uint16_t>((selector & ~3U) | level);
   put_segment(core, cpu::CS, cs);
-  core.rip = ip;
   core.segments_changed();
+  core.set_ip(ip);
 }
 
 /// 64-bit code must not have D set (SDM 3A 5.2.1).
@@ -32,20 +32,20 @@ bool bad_long_code(const Core& core, const Descriptor& d) noexcept {
 
 Outcome push_return(Core& core, Stack& stack, const Uop* u, unsigned size) {
   if (auto o = stack.push(core.arch.segment[cpu::CS].selector, size); !o.ok()) return o;
-  return stack.push(core.next_pc(u), size);
+  return stack.push(core.next_ip(u), size);
 }
 
 Outcome real_transfer(Core& core, const Uop* u, const FarPointer& to, bool call) {
   const Segment cs = real_segment(core.arch.segment[cpu::CS], to.selector, vm86(core));
-  if (to.offset > 0xFFFF) return raised(cpu::GP, 0);
+  if (to.offset > cs.limit) return raised(cpu::GP, 0);
   Stack stack{core};
   if (call) {
     if (auto o = push_return(core, stack, u, u->aux); !o.ok()) return o;
     core.r[cpu::RSP] = stack.pointer();
   }
   put_segment(core, cpu::CS, cs);
-  core.rip = to.offset;
   core.segments_changed();
+  core.set_ip(to.offset);
   return done();
 }
 
@@ -232,7 +232,7 @@ const Uop* software_interrupt(Core& core, const Uop* u) {
   // INT1 passes for hardware: no DPL check, EXT set (SDM 3A 6.4.4).
   e.check_gate_dpl = u->aux2 != kInt1;
   e.external = u->aux2 == kInt1 ? error_code::kExternal : 0;
-  e.return_ip = core.next_pc(u);
+  e.return_ip = core.next_ip(u);
   if (const Outcome o = deliver_event(core, e); !o.ok()) return give_up(core, u, o);
   return core.finish_at(u, core.rip);
 }

@@ -6,6 +6,7 @@
 namespace strata::interp {
 
 namespace rf = cpu::rflags;
+using cpu::Segment;
 
 std::uint64_t popped_flags(const Core& core, std::uint64_t image, unsigned size) noexcept {
   std::uint64_t mask = rf::ARITHMETIC | rf::TF | rf::DF | rf::NT;
@@ -51,7 +52,6 @@ namespace {
 
 void put_code(Core& core, const FarReturn& ret) {
   put_segment(core, cpu::CS, to_segment(ret.code, ret.cs));
-  core.rip = ret.ip;
 }
 
 Outcome pop_pointer(Stack& stack, FarReturn& ret, unsigned size) {
@@ -76,12 +76,13 @@ Outcome return_real(Core& core, const Uop* u) {
   Stack stack{core};
   FarReturn ret;
   if (auto o = pop_pointer(stack, ret, u->aux); !o.ok()) return o;
-  if (ret.ip > 0xFFFF) return raised(cpu::GP, 0);
+  const Segment cs = real_segment(core.arch.segment[cpu::CS], ret.cs, vm86(core));
+  if (ret.ip > cs.limit) return raised(cpu::GP, 0);
   stack.skip(u->imm);
   core.r[cpu::RSP] = stack.pointer();
-  put_segment(core, cpu::CS, real_segment(core.arch.segment[cpu::CS], ret.cs, vm86(core)));
-  core.rip = ret.ip;
+  put_segment(core, cpu::CS, cs);
   core.segments_changed();
+  core.set_ip(ret.ip);
   return done();
 }
 
@@ -108,6 +109,7 @@ Outcome return_protected(Core& core, const Uop* u) {
     core.r[cpu::RSP] = stack.pointer();
   }
   core.segments_changed();
+  core.set_ip(ret.ip);
   return done();
 }
 
@@ -118,7 +120,7 @@ Outcome return_protected(Core& core, const Uop* u) {
 /// instruction breakpoints that this engine does not have yet.
 std::uint64_t returned_flags(const Core& core, std::uint64_t image, unsigned size) noexcept {
   std::uint64_t flags = popped_flags(core, image, size) & ~rf::RF;
-  if (size > 2 && core.cpl == 0 && !vm86(core)) {
+  if (size > 2 && core.cpl == 0 && protected_mode(core)) {
     flags = (flags & ~(rf::VIF | rf::VIP)) | (image & (rf::VIF | rf::VIP));
   }
   return flags;
@@ -131,12 +133,13 @@ Outcome iret_real(Core& core, unsigned size) {
   std::uint64_t image = 0;
   if (auto o = pop_pointer(stack, ret, size); !o.ok()) return o;
   if (auto o = stack.pop(image, size); !o.ok()) return o;
-  if (ret.ip > 0xFFFF) return raised(cpu::GP, 0);
+  const Segment cs = real_segment(core.arch.segment[cpu::CS], ret.cs, vm86(core));
+  if (ret.ip > cs.limit) return raised(cpu::GP, 0);
   core.r[cpu::RSP] = stack.pointer();
-  put_segment(core, cpu::CS, real_segment(core.arch.segment[cpu::CS], ret.cs, vm86(core)));
-  core.rip = ret.ip;
+  put_segment(core, cpu::CS, cs);
   // Virtual-8086 mode keeps its IOPL: popped_flags() sees CPL 3.
   core.set_rflags(returned_flags(core, image, size));
+  core.set_ip(ret.ip);
   return done();
 }
 
@@ -159,8 +162,8 @@ Outcome iret_to_vm86(Core& core, Stack& stack, const FarReturn& ret, std::uint64
   put(cpu::FS, selectors[2]);
   put(cpu::GS, selectors[3]);
   core.r[cpu::RSP] = outer.sp;
-  core.rip = ret.ip;
   core.set_rflags((returned_flags(core, image, 4)) | rf::VM);
+  core.set_ip(ret.ip);
   return done();
 }
 
@@ -206,6 +209,7 @@ Outcome iret_protected(Core& core, unsigned size) {
   }
   if (outer) drop_inner_segments(core, ret.level());
   core.set_rflags(flags);
+  core.set_ip(ret.ip);
   return done();
 }
 

@@ -181,7 +181,7 @@ TEST_F(IntegerTest, ReadModifyWriteOfADeviceReadsThenWrites) {
 
 TEST_F(IntegerTest, SixteenBitCode) {
   // Real-address-like: CS, DS and SS have bases, IP and SP are 16 bits wide.
-  s_ = cpu::flat_protected_mode(0x10000 + 0xFFF0);
+  s_ = cpu::flat_protected_mode(0xFFF0);
   s_.segment[cpu::CS] = {0x10000, 0xFFFF, 0x1000, 0x009B};
   s_.segment[cpu::DS] = {kData, 0xFFFF, 0x2000, 0x0093};
   s_.segment[cpu::ES] = s_.segment[cpu::DS];
@@ -197,7 +197,7 @@ TEST_F(IntegerTest, SixteenBitCode) {
   m_.core->set_state(s_);
   EXPECT_EQ(m_.core->run().kind, engine::ExitKind::halt);
   after_ = m_.core->state();
-  EXPECT_EQ(after_.rip, 0x10006U);
+  EXPECT_EQ(after_.rip, 6U);
   EXPECT_EQ(after_.gpr[cpu::RAX] & 0xFFFF, 0xBEEFU);
   EXPECT_EQ(after_.gpr[cpu::RSP], 0xABCDFFFCU);  // SP wrapped, the upper half stays
   EXPECT_EQ(m_.read<std::uint16_t>(Machine::kStack), 0xBEEF);
