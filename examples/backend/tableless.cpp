@@ -107,7 +107,8 @@ Expected<TablelessMmu::GuestPage, Fault> TablelessMmu::walk(const strata::Paging
 }
 
 /// The second half of the way: PA -> MA, and what of the rights may be cached.
-Expected<Translation, Fault> TablelessMmu::to_machine(const GuestPage& page, VA va, Access access) {
+Expected<Translation, Fault> TablelessMmu::to_machine(const strata::PagingContext& c,
+                                                      const GuestPage& page, VA va, Access access) {
   const auto place = p2m_.resolve(strata::page_of(page.pa), access.kind);
   if (!place) {
     Fault fault = place.error();
@@ -116,13 +117,15 @@ Expected<Translation, Fault> TablelessMmu::to_machine(const GuestPage& page, VA 
     return Unexpected{fault};
   }
   const auto target = strata::target_of(place->entry, p2m_.zero_frame());
+  // The engine uses it for other kinds of access too, unasked: each right has to hold by itself.
+  const auto permits = [&](AccessKind kind) { return page.permits(kind, access, c); };
   return Translation{.page = strata::address_of(target.mpn),
                      .pa = page.pa.page_base(),
-                     .readable = true,
+                     .readable = permits(AccessKind::read),
                      // A clean page stays read-only in the TLB, so that its first write comes here
                      // and sets D.
-                     .writable = target.writable && page.dirty && page.write,
-                     .executable = page.execute,
+                     .writable = target.writable && page.dirty && permits(AccessKind::write),
+                     .executable = permits(AccessKind::execute),
                      .global = page.global,
                      .page_shift = page.shift};
 }
@@ -130,7 +133,10 @@ Expected<Translation, Fault> TablelessMmu::to_machine(const GuestPage& page, VA 
 Expected<Translation, Fault> TablelessMmu::translate(strata::VcpuId vcpu, VA va, Access access) {
   translations_.fetch_add(1, std::memory_order_relaxed);
   const strata::PagingContext& c = contexts_.at(vcpu);
-  if (c.mode == PagingMode::off) return to_machine(GuestPage{.pa = PA{va.value()}}, va, access);
+  if (c.mode == PagingMode::off) {
+    // No page is a user page without paging: SMEP and SMAP have nothing to look at.
+    return to_machine({}, GuestPage{.pa = PA{va.value()}}, va, access);
+  }
   if (c.mode != PagingMode::long4) {
     return Unexpected{Fault{Stage::engine, FaultKind::out_of_memory, 0, va, {}}};
   }
@@ -139,7 +145,7 @@ Expected<Translation, Fault> TablelessMmu::translate(strata::VcpuId vcpu, VA va,
     faults_.fetch_add(1, std::memory_order_relaxed);
     return Unexpected{page.error()};
   }
-  return to_machine(*page, va, access);
+  return to_machine(c, *page, va, access);
 }
 
 strata::MmuStats TablelessMmu::stats() const noexcept {

@@ -42,7 +42,8 @@ class TablelessMmu final : public strata::Mmu {
   strata::Expected<std::uint64_t*, strata::Fault> entry_at(strata::PA pa, strata::AccessKind kind);
   strata::Expected<GuestPage, strata::Fault> walk(const strata::PagingContext& context,
                                                   strata::VA va, strata::Access access);
-  strata::Expected<strata::Translation, strata::Fault> to_machine(const GuestPage& page,
+  strata::Expected<strata::Translation, strata::Fault> to_machine(const strata::PagingContext& c,
+                                                                  const GuestPage& page,
                                                                   strata::VA va,
                                                                   strata::Access access);
 

@@ -11,16 +11,10 @@
 #include <string_view>
 #include <vector>
 
+#include "backends.hpp"
 #include "cpu/cpu_model.hpp"
 #include "engines/interp/core.hpp"
 #include "machine/test_support.hpp"
-#include "tableless.hpp"
-#ifdef STRATA_HAS_NESTED
-#include "nested/nested_mmu.hpp"
-#endif
-#ifdef STRATA_HAS_SHADOW
-#include "shadow/shadow.hpp"
-#endif
 
 namespace strata::conformance {
 
@@ -46,44 +40,6 @@ class RecordingFrames final : public FrameSource {
  private:
   FrameSource* inner_;
 };
-
-/// The example of docs/adding-a-backend.md: it has no tables of its own.
-inline constexpr std::string_view kTableless = "tableless";
-
-/// The backends of this build, as --mmu names them, and the example.
-inline std::vector<std::string_view> backends() {
-  return {
-      kTableless,
-#ifdef STRATA_HAS_NESTED
-      "ept",
-      "npt",
-#endif
-#ifdef STRATA_HAS_SHADOW
-      "shadow",
-#endif
-  };
-}
-
-/// `caches`: the nested walker's own.
-inline std::unique_ptr<Mmu> make_backend(std::string_view name, P2m& p2m, FrameSource& frames,
-                                         [[maybe_unused]] FlushDomain& domain,
-                                         [[maybe_unused]] bool caches) {
-  if (name == kTableless) {
-    return std::make_unique<example::TablelessMmu>(p2m, frames.window(), 1);
-  }
-#ifdef STRATA_HAS_NESTED
-  if (name != "shadow") {
-    nested::NestedOptions options;
-    options.guest_caches = options.nested_tlb = options.nested_caches = caches;
-    return nested::make_nested(name == "ept" ? nested::Format::ept : nested::Format::npt, p2m,
-                               frames, domain, options);
-  }
-#endif
-#ifdef STRATA_HAS_SHADOW
-  if (name == "shadow") return shadow::make_shadow(p2m, frames, domain, {});
-#endif
-  return nullptr;
-}
 
 class NoInterrupts final : public engine::InterruptSource {
  public:
