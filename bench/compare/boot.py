@@ -12,32 +12,28 @@ import pathlib
 import shutil
 import statistics
 import sys
-import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts" / "lib"))
 from console_session import ConsoleSession  # noqa: E402
-
-MARK = "strata: init reached"
+from debian_guest import APPEND, INIT_REACHED, backends, image_files, run_command  # noqa: E402
 
 
 def time_to_init(command):
     session = ConsoleSession(command)
     try:
-        return session.expect(MARK, 600)
+        return session.expect(INIT_REACHED, 600)
     finally:
         session.kill()
 
 
 def commands(strata, images):
-    files = [f"{images}/vmlinuz", f"{images}/initramfs.gz"]
+    kernel, initrd = image_files(images)
     result = {
         "qemu-tcg": ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nographic",
-                     "-no-reboot", "-kernel", files[0], "-initrd", files[1],
-                     "-append", "console=ttyS0"]}
-    for mmu in ["ept", "npt", "shadow"]:
-        result[f"strata interp/{mmu}"] = [
-            strata, "run", "--memory", "256M", "--mmu", mmu, "--kernel", files[0], "--initrd",
-            files[1], "--append", "console=ttyS0"]
+                     "-no-reboot", "-kernel", kernel, "-initrd", initrd,
+                     "-append", APPEND["cloud-amd64"]]}
+    for mmu in backends(strata):
+        result[f"strata interp/{mmu}"] = run_command(strata, images, mmu)
     return result
 
 
@@ -52,11 +48,10 @@ def main():
         print("skipped: qemu-system-x86_64 is not installed")
         return 77
     seconds = {}
-    with tempfile.TemporaryDirectory():
-        for _ in range(options.runs):
-            for name, command in commands(options.strata, options.images).items():
-                seconds.setdefault(name, []).append(time_to_init(command))
-                print(f"{name}: {seconds[name][-1]:.2f} s", flush=True)
+    for _ in range(options.runs):
+        for name, command in commands(options.strata, options.images).items():
+            seconds.setdefault(name, []).append(time_to_init(command))
+            print(f"{name}: {seconds[name][-1]:.2f} s", flush=True)
     base = statistics.median(seconds["qemu-tcg"])
     figures = {name: {"seconds": statistics.median(s), "ratio_to_tcg": statistics.median(s) / base}
                for name, s in seconds.items()}

@@ -3,36 +3,18 @@
 Usage: demo.py BIN IMAGES        (IMAGES is "none" to boot the in-tree guest)
 """
 
-import json
-import pathlib
-import re
-import subprocess
 import sys
 import tempfile
 
 from console_session import ConsoleError, ConsoleSession
-
-
-def backends(strata):
-    """The --mmu names that this build has, from --version."""
-    text = subprocess.run([strata, "--version"], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"^interp\s+(\w+)", text, re.MULTILINE)
+from debian_guest import DebianGuest, backends, read_stats, run_command
 
 
 def boot_debian(strata, images, mmu, stats):
-    session = ConsoleSession(
-        [strata, "run", "--kernel", f"{images}/vmlinuz", "--initrd", f"{images}/initramfs.gz",
-         "--append", "console=ttyS0", "--memory", "256M", "--mmu", mmu, "--stats", stats],
-        echo=True)
-    booted = session.expect("strata: init reached", 600)
-    session.expect("~ # ", 60)
-    session.send("uname -a; free -m\n")
-    session.expect("Mem:", 60)
-    session.expect("~ # ", 60)
-    session.send("poweroff -f\n")
-    if session.finish(120) != 0:
-        raise ConsoleError("the guest did not power off cleanly")
-    return booted
+    guest = DebianGuest(run_command(strata, images, mmu, "--stats", stats), echo=True)
+    guest.type("uname -a; free -m", "Mem:")
+    guest.power_off()
+    return guest.booted
 
 
 def boot_in_tree_guest(strata, guest, mmu, stats):
@@ -89,7 +71,7 @@ def main():
             except ConsoleError as error:
                 print(f"\ndemo: {mmu}: {error}", file=sys.stderr)
                 return 1
-            counted = json.loads(pathlib.Path(stats).read_text())
+            counted = read_stats(stats)
             rows.append(row(mmu, booted, counted))
             results.append((mmu, counted))
     print("\n")

@@ -10,24 +10,16 @@ import platform
 import sys
 import tempfile
 
-from console_session import ConsoleSession
-from demo import backends
+from debian_guest import DebianGuest, backends, read_stats, run_command
 
 
 def boot_stats(strata, images, mmu):
     with tempfile.TemporaryDirectory() as scratch:
         stats = f"{scratch}/stats.json"
-        session = ConsoleSession(
-            [strata, "run", "--kernel", f"{images}/vmlinuz", "--initrd",
-             f"{images}/initramfs.gz", "--append", "console=ttyS0", "--memory", "256M", "--mmu",
-             mmu, "--stats", stats])
-        booted = session.expect("strata: init reached", 600)
-        session.expect("~ # ", 60)
-        session.send("poweroff -f\n")
-        if session.finish(120) != 0:
-            raise SystemExit(f"{mmu}: the guest did not power off cleanly")
-        counted = json.loads(pathlib.Path(stats).read_text())
-        counted["boot_seconds"] = booted
+        guest = DebianGuest(run_command(strata, images, mmu, "--stats", stats))
+        guest.power_off()
+        counted = read_stats(stats)
+        counted["boot_seconds"] = guest.booted
         return counted
 
 
