@@ -15,7 +15,7 @@
 namespace strata::engine {
 
 enum class ExitKind : std::uint8_t {
-  interrupted,  ///< kick() asked run() to return; nothing to complete
+  interrupted,  ///< kick() or stop_at() asked run() to return; nothing to complete
   halt,         ///< HLT with interrupts enabled or not: sleep until the interrupt source has one
   port_read,    ///< IN: answer with complete()
   port_write,   ///< OUT: done when run() is called again
@@ -73,6 +73,27 @@ class TscSource {
   [[nodiscard]] virtual std::uint64_t tsc() noexcept = 0;
 };
 
+/// Random numbers for RDRAND and RDSEED. vCPU thread.
+class RandomSource {
+ public:
+  RandomSource() = default;
+  RandomSource(const RandomSource&) = delete;
+  RandomSource& operator=(const RandomSource&) = delete;
+  virtual ~RandomSource() = default;
+  /// `bytes` is 2, 4 or 8; `seed` tells RDSEED from RDRAND. Nothing: CF = 0, none was ready.
+  virtual std::optional<std::uint64_t> random(bool seed, unsigned bytes) noexcept = 0;
+};
+
+/// Where in its instruction stream a vCPU is. Two runs of one guest that got the same input are in
+/// the same state at the same position, whichever engine or backend executes them.
+struct VcpuPosition {
+  std::uint64_t instructions = 0;  ///< retired since the Vcpu was made or set_position()
+  /// Iterations left of a REP instruction that was left between two of them; 0: at an
+  /// instruction's start. Retirement does not tell such positions apart.
+  std::uint64_t rep_remaining = 0;
+  friend bool operator==(const VcpuPosition&, const VcpuPosition&) = default;
+};
+
 /// What an engine counts by itself. Monotonic.
 struct VcpuStats {
   std::uint64_t instructions = 0;
@@ -105,6 +126,23 @@ class Vcpu {
   virtual void interrupt() noexcept = 0;
   /// run() returns ExitKind::interrupted soon. (any thread)
   virtual void kick() noexcept = 0;
+
+  /// The engine counts instructions: the four functions below do what they say. An engine that
+  /// leaves the counting to a processor that can not stop exactly keeps these defaults.
+  [[nodiscard]] virtual bool counts_instructions() const noexcept { return false; }
+  /// Where the vCPU is: exact after run() has returned, and inside a call that run() makes to an
+  /// InterruptSource, TscSource or RandomSource. vCPU thread.
+  [[nodiscard]] virtual VcpuPosition position() const noexcept { return {}; }
+  /// Sets what position().instructions counts on from (a state loaded from elsewhere). Not while
+  /// run() is active.
+  virtual void set_instructions(std::uint64_t /*count*/) noexcept {}
+  /// run() returns ExitKind::interrupted at the first boundary at or after `where`: exactly there,
+  /// before events of that boundary are taken, if the vCPU comes by. Once; replaces an earlier
+  /// request. Where an exception or an exit's answer is still to be delivered, that comes first.
+  /// vCPU thread, not while run() is active.
+  virtual void stop_at(const VcpuPosition& /*where*/) noexcept {}
+  /// Takes stop_at() back.
+  virtual void no_stop() noexcept {}
 
   /// The state at this instruction boundary; only while run() is not active.
   [[nodiscard]] virtual cpu::VcpuState state() const = 0;

@@ -173,6 +173,7 @@ Outcome write_control(Core& core, unsigned number, std::uint64_t value) {
 /// aux: which register. The operand is 64 bits wide in 64-bit mode and 32 elsewhere.
 const Uop* mov_from_control(Core& core, const Uop* u) {
   if (core.cpl != 0) return core.fault(u, cpu::GP, 0);
+  core.note_position(u);
   const std::uint64_t value = read_control(core, u->aux);
   if (core.long_mode()) {
     core.set_reg(u->dst, value);
@@ -186,6 +187,7 @@ const Uop* mov_to_control(Core& core, const Uop* u) {
   if (core.cpl != 0) return core.fault(u, cpu::GP, 0);
   const std::uint64_t value =
       core.long_mode() ? core.reg<std::uint64_t>(u->src) : core.reg<std::uint32_t>(u->src);
+  core.note_position(u);
   const Outcome o = write_control(core, u->aux, value);
   return o.ok() ? core.finish(u) : give_up(core, u, o);
 }

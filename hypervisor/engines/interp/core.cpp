@@ -51,7 +51,8 @@ engine::Exit Core::run() {
     }
   }
   exited_ = true;
-  counters.instructions = instructions;
+  note_boundary();
+  counters.instructions = instructions();
   counters.overhead_bytes = blocks_.bytes() + Tlb::bytes() + jump_cache_.size() * sizeof(JumpEntry);
   const std::lock_guard guard{mailbox_lock_};
   published_ = counters;
@@ -174,20 +175,91 @@ bool Core::take_events() {
 const Uop* Core::dispatch() {
   recorded_ = Leave::look_up;
   if (attention_flags.load(std::memory_order_acquire) != 0 && !handle_attention()) return nullptr;
+  if (stop_due()) [[unlikely]]
+    return stop_here();
+  note_boundary();
   // A delivery that had to exit (a stack in device memory) goes on where it was.
   if (!replaying_ || exception.valid) {
     if (!take_events()) return nullptr;
     if (recorded_ == Leave::exit) return leave(Leave::exit);  // delivery met MMIO or a paused page
     if (exception.valid) return leave(Leave::exception);      // and one more fault after it
+    if (stop_due()) [[unlikely]]
+      return stop_here();  // the handler's first instruction is where it is due
   }
   mmio.cursor = 0;
+  return start_block();
+}
+
+const Uop* Core::start_block() {
   Block* b = find_block(rip);
+  // Close to the stop: one instruction at a time.
+  if (b != nullptr && b->instructions > budget) b = find_block(rip, true);
   if (b == nullptr) return leave(recorded_);
+  if (b->instructions > budget) [[unlikely]] {
+    // The stop is due already, and something half-done (a device's answer) goes first.
+    set_budget(instructions() + b->instructions);
+  }
   trap_armed_ = (rflags_other & cpu::rflags::TF) != 0;
-  if (b->mode_key != 0 && (decode_mode.single || replaying_)) {
+  if ((b->mode_key & DecodeMode::kSingle) != 0) {
     attention_flags.fetch_or(attention::kStep, std::memory_order_relaxed);
   }
+  rep_remaining_ = 0;
+  // On the instruction that the stop lies in: its REP goes as far as that and no further.
+  rep_floor = stop_ && stop_->rep_remaining != 0 && instructions() == stop_->instructions
+                  ? stop_->rep_remaining
+                  : 0;
   return enter(b, rip);
+}
+
+// ---- positions --------------------------------------------------------------------------------
+
+void Core::set_budget(std::uint64_t end) noexcept {
+  const std::uint64_t now = instructions();
+  budget_end_ = std::max(end, now);
+  budget = static_cast<std::int64_t>(budget_end_ - now);
+}
+
+void Core::set_instructions(std::uint64_t count) noexcept {
+  no_stop();
+  budget_end_ = count + static_cast<std::uint64_t>(budget);
+  rep_remaining_ = 0;
+  note_boundary();
+}
+
+void Core::stop_at(const engine::VcpuPosition& where) noexcept {
+  stop_ = where;
+  // Between two iterations of a REP: the instruction has to be entered once more.
+  set_budget(where.instructions + (where.rep_remaining != 0 ? 1 : 0));
+}
+
+void Core::no_stop() noexcept {
+  stop_.reset();
+  set_budget(instructions() + static_cast<std::uint64_t>(kNoStop));
+}
+
+/// The boundary is at or past the requested position and nothing half-done waits.
+bool Core::stop_due() const noexcept {
+  if (!stop_ || exception.valid || replaying_) return false;
+  const std::uint64_t now = instructions();
+  if (now != stop_->instructions) return now > stop_->instructions;
+  return stop_->rep_remaining == 0 ||
+         (rep_remaining_ != 0 && rep_remaining_ <= stop_->rep_remaining);
+}
+
+const Uop* Core::stop_here() noexcept {
+  no_stop();
+  exit_ = {.kind = engine::ExitKind::interrupted};
+  return leave(Leave::exit);
+}
+
+const Uop* Core::over_budget(const Block* b, std::uint64_t va) noexcept {
+  budget += b->instructions;
+  rip = va;
+  return leave(Leave::attention);
+}
+
+void Core::note_position(const Uop* u) noexcept {
+  position_ = {instructions() - unretired_from(u, false), 0};
 }
 
 // ---- blocks -----------------------------------------------------------------------------------
@@ -229,12 +301,12 @@ bool Core::crossing_bytes(std::uint64_t va, std::array<std::byte, 32>& bytes, un
   return true;
 }
 
-Block* Core::find_block(std::uint64_t va) {
+Block* Core::find_block(std::uint64_t va, bool single) {
   const std::byte* host = nullptr;
   PA pa{};
   if (!fetch_page(va, host, pa)) return nullptr;
   DecodeMode mode = decode_mode;
-  mode.single = mode.single || replaying_;
+  mode.single = mode.single || replaying_ || single;
   Block* b = blocks_.find(pa, mode.key());
   if (b == nullptr) return build_block(va, pa, host, mode);
   if (!b->crosses) [[likely]]
@@ -309,15 +381,20 @@ const Uop* Core::link(const Uop* u, std::uint64_t target, const Uop* slot) {
 
 // ---- leaving a block --------------------------------------------------------------------------
 
-/// Takes back what enter() counted too many when the block is left at `u`.
-void Core::uncount_from(const Uop* u, bool retired) noexcept {
+/// How many of the block's instructions have not retired when it is at `u`.
+unsigned Core::unretired_from(const Uop* u, bool retired) const noexcept {
   unsigned executed = retired ? 1 : 0;
   std::uint32_t last = ~0U;
   for (const Uop* s = block->first(); s != u; ++s) {
     if (s->offset != last && s->offset != u->offset) ++executed;
     last = s->offset;
   }
-  if (executed < block->instructions) instructions -= block->instructions - executed;
+  return executed < block->instructions ? block->instructions - executed : 0;
+}
+
+/// Takes back what enter() counted too many when the block is left at `u`.
+void Core::uncount_from(const Uop* u, bool retired) noexcept {
+  budget += unretired_from(u, retired);
 }
 
 const Uop* Core::abort(const Uop* u) noexcept {
@@ -351,8 +428,9 @@ void Core::iteration_done() noexcept {
   replaying_ = false;
 }
 
-const Uop* Core::pause(const Uop* u) noexcept {
+const Uop* Core::pause(const Uop* u, std::uint64_t remaining) noexcept {
   recorded_ = Leave::attention;
+  rep_remaining_ = remaining;
   return abort(u);
 }
 

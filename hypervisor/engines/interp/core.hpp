@@ -44,6 +44,7 @@ struct CoreEnvironment {
   FlushDomain* flush_domain = nullptr;
   engine::InterruptSource* interrupts = nullptr;
   engine::TscSource* tsc = nullptr;
+  engine::RandomSource* random = nullptr;  ///< null: the host's RDRAND and RDSEED
   const cpu::CpuModel* model = nullptr;
   unsigned vcpus = 1;
   std::size_t block_cache_bytes = 8U << 20;
@@ -122,6 +123,11 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   void fail() override;
   void interrupt() noexcept override { attend(attention::kInterrupt); }
   void kick() noexcept override { attend(attention::kKick); }
+  [[nodiscard]] bool counts_instructions() const noexcept override { return true; }
+  [[nodiscard]] engine::VcpuPosition position() const noexcept override { return position_; }
+  void set_instructions(std::uint64_t count) noexcept override;
+  void stop_at(const engine::VcpuPosition& where) noexcept override;
+  void no_stop() noexcept override;
   [[nodiscard]] cpu::VcpuState state() const override;
   void set_state(const cpu::VcpuState& state) override;
   void memory_written(PA pa, std::uint64_t length) noexcept override;
@@ -142,7 +148,10 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   std::array<std::uint64_t, 7> segment_base{};
   Block* block = nullptr;  ///< now executing
   std::atomic<std::uint32_t> attention_flags{0};
-  std::uint64_t instructions = 0;
+  /// Instructions that may retire before the run loop has to look: counts down, so that entering a
+  /// block costs no comparison beside the count. See instructions().
+  std::int64_t budget = kNoStop;
+  std::uint64_t rep_floor = 0;  ///< a REP stops with this many iterations left, for stop_at()
   std::uint64_t rflags_other = cpu::rflags::FIXED;  ///< RFLAGS without the arithmetic flags
 
   // ---- everything else of the architecture; gpr, rip and rflags in here are not kept up to date
@@ -153,6 +162,15 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   Completion completion{};
   MmioLog mmio{};
   const CoreEnvironment env;
+
+  // ---- position -----------------------------------------------------------------------------
+  static constexpr std::int64_t kNoStop = std::int64_t{1} << 62;
+  /// Retired so far, all of the current block included.
+  [[nodiscard]] std::uint64_t instructions() const noexcept {
+    return budget_end_ - static_cast<std::uint64_t>(budget);
+  }
+  /// Before a handler calls its environment: makes position() that of the instruction at `u`.
+  void note_position(const Uop* u) noexcept;
 
   // ---- registers ----------------------------------------------------------------------------
   template <class T>
@@ -303,11 +321,11 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   /// up. Call after committing RCX, RSI, RDI.
   void iteration_done() noexcept;
   /// Whether a long-running instruction (REP) should stop between iterations; if so return
-  /// pause(u), which restarts it later.
+  /// pause(u, remaining), which restarts it later; `remaining` is what rCX holds then.
   [[nodiscard]] bool should_pause() const noexcept {
     return attention_flags.load(std::memory_order_relaxed) != 0;
   }
-  const Uop* pause(const Uop* u) noexcept;
+  const Uop* pause(const Uop* u, std::uint64_t remaining) noexcept;
 
   // ---- consequences of state changes ------------------------------------------------------------
   /// Recomputes everything derived from arch: cpl, pcid, data_mode, decode_mode, segment_base, the
@@ -346,9 +364,13 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   const Uop* enter(Block* b, std::uint64_t va) noexcept {
     block = b;
     r[kPcSlot] = va;
-    instructions += b->instructions;
+    budget -= b->instructions;
+    if (budget < 0) [[unlikely]]
+      return over_budget(b, va);
     return b->first();
   }
+  const Uop* over_budget(const Block* b, std::uint64_t va) noexcept;
+  [[nodiscard]] unsigned unretired_from(const Uop* u, bool retired) const noexcept;
   const Uop* link(const Uop* u, std::uint64_t target, const Uop* slot);
   const Uop* leave(Leave why) noexcept {
     leave_ = why;
@@ -380,8 +402,13 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool shut_down();
   bool take_events();
   const Uop* dispatch();
+  const Uop* start_block();
+  [[nodiscard]] bool stop_due() const noexcept;
+  const Uop* stop_here() noexcept;
+  void set_budget(std::uint64_t end) noexcept;
+  void note_boundary() noexcept { position_ = {instructions(), rep_remaining_}; }
   void after_block();
-  Block* find_block(std::uint64_t va);
+  Block* find_block(std::uint64_t va, bool single = false);
   bool fetch_page(std::uint64_t va, const std::byte*& host, PA& pa);
   Block* build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeMode mode);
   bool crossing_bytes(std::uint64_t va, std::array<std::byte, 32>& bytes, unsigned& count);
@@ -423,6 +450,10 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool replaying_ = false;           ///< the next instruction finds answers in completion or mmio
   bool trap_armed_ = false;          ///< RFLAGS.TF was set when the instruction began
   PagingContext context_{};
+  std::uint64_t budget_end_ = kNoStop;  ///< instructions() when the budget is used up
+  std::optional<engine::VcpuPosition> stop_;
+  std::uint64_t rep_remaining_ = 0;  ///< see VcpuPosition
+  engine::VcpuPosition position_{};
 
   /// Guards the mailbox that other threads fill.
   mutable std::mutex mailbox_lock_;

@@ -104,6 +104,8 @@ void Core::set_state(const VcpuState& state) {
   exception = {};
   iteration_done();
   exited_ = false;
+  rep_remaining_ = 0;
+  note_boundary();
   pdpte = {};
   context_ = PagingContext{};
   env.mmu->set_context(env.id, context_);

@@ -1,4 +1,6 @@
 // Flag instructions, hints, fences, cache control, random numbers, XLAT, undefined opcodes.
+#include <optional>
+
 #include "engines/interp/access.hpp"
 #include "engines/interp/integer.hpp"
 
@@ -83,19 +85,27 @@ const Uop* xlat(Core& core, const Uop* u) {
   return next(core, u);
 }
 
-/// RDRAND and RDSEED by the host's: CF says whether there was a number, the other flags are 0
-/// (SDM 2B RDRAND). Without one the destination becomes 0.
-template <class T, bool Seed>
-const Uop* random_number(Core& core, const Uop* u) {
-  T v = 0;
+template <bool Seed>
+std::optional<std::uint64_t> host_random() noexcept {
+  std::uint64_t v = 0;
   bool valid = false;
   if constexpr (Seed) {
     asm volatile("rdseed %[v]" : [v] "=r"(v), "=@ccc"(valid));
   } else {
     asm volatile("rdrand %[v]" : [v] "=r"(v), "=@ccc"(valid));
   }
-  core.set_reg<T>(u->dst, valid ? v : T{0});
-  core.flags = valid ? kFlagCF : ArithFlags{0};
+  return valid ? std::optional{v} : std::nullopt;
+}
+
+/// RDRAND and RDSEED: CF says whether there was a number, the other flags are 0 (SDM 2B RDRAND).
+/// Without one the destination becomes 0.
+template <class T, bool Seed>
+const Uop* random_number(Core& core, const Uop* u) {
+  core.note_position(u);
+  const auto v =
+      core.env.random != nullptr ? core.env.random->random(Seed, sizeof(T)) : host_random<Seed>();
+  core.set_reg<T>(u->dst, static_cast<T>(v.value_or(0)));
+  core.flags = v ? kFlagCF : ArithFlags{0};
   return next(core, u);
 }
 

@@ -131,8 +131,9 @@ const Uop* port_string(Core& core, const Uop* u) {
     if (!repeated) return core.finish(u);
     add_to(core, u, cpu::RCX, ~0ULL);
     core.iteration_done();
-    if (counter(core, u, cpu::RCX) == 0) return core.finish(u);
-    if (core.should_pause()) return core.pause(u);
+    const std::uint64_t left = counter(core, u, cpu::RCX);
+    if (left == 0) return core.finish(u);
+    if (core.should_pause() || left == core.rep_floor) return core.pause(u, left);
   }
 }
 

@@ -184,7 +184,8 @@ const Uop* string_repeated(Core& core, const Uop* u) {
   A count = core.reg<A>(kCx);
   if (count == 0) return next(core, u);
   for (;;) {
-    std::uint64_t done = chunk<Op, T, A, Rep>(core, u, count, flags);
+    const std::uint64_t until = count > core.rep_floor ? count - core.rep_floor : count;
+    std::uint64_t done = chunk<Op, T, A, Rep>(core, u, until, flags);
     if (done == 0) {
       if (!element<Op, T, A>(core, u, flags)) return core.abort(u);
       done = 1;
@@ -194,9 +195,9 @@ const Uop* string_repeated(Core& core, const Uop* u) {
     if (count == 0) break;
     if (compares(Op) && ((flags & kFlagZF) != 0) != (Rep == Repeat::while_equal)) break;
     core.iteration_done();
-    if (core.should_pause()) {
+    if (core.should_pause() || count == core.rep_floor) {
       core.flags = flags;
-      return core.pause(u);
+      return core.pause(u, count);
     }
   }
   core.flags = flags;

@@ -23,6 +23,7 @@ const Uop* rdmsr(Core& core, const Uop* u) {
   if (core.cpl != 0) return core.fault(u, cpu::GP, 0);
   const auto number = core.reg<std::uint32_t>(cpu::RCX * 8);
   std::uint64_t value = 0;
+  core.note_position(u);
   MsrAccess access = read_msr(core, number, value);
   if (access == MsrAccess::foreign) {
     if (!core.completion.ready) {
@@ -41,6 +42,7 @@ const Uop* wrmsr(Core& core, const Uop* u) {
   const auto number = core.reg<std::uint32_t>(cpu::RCX * 8);
   const std::uint64_t value = std::uint64_t{core.reg<std::uint32_t>(cpu::RDX * 8)} << 32 |
                               core.reg<std::uint32_t>(cpu::RAX * 8);
+  core.note_position(u);
   MsrAccess access = write_msr(core, number, value);
   if (access == MsrAccess::foreign) {
     if (!core.completion.ready) {
@@ -58,12 +60,14 @@ bool tsc_refused(const Core& core) noexcept {
 
 const Uop* rdtsc(Core& core, const Uop* u) {
   if (tsc_refused(core)) return core.fault(u, cpu::GP, 0);
+  core.note_position(u);
   set_edx_eax(core, guest_tsc(core));
   return u + 1;
 }
 
 const Uop* rdtscp(Core& core, const Uop* u) {
   if (tsc_refused(core)) return core.fault(u, cpu::GP, 0);
+  core.note_position(u);
   set_edx_eax(core, guest_tsc(core));
   core.set_reg(cpu::RCX * 8, static_cast<std::uint32_t>(core.arch.msr.tsc_aux));
   return u + 1;

@@ -51,11 +51,12 @@ static_assert(sizeof(Uop) == 32);
 
 /// What decoding depends on besides the bytes.
 struct DecodeMode {
-  std::uint8_t bits = 64;  ///< 16, 32, 64: CS.L and CS.D
-  bool stack32 = false;    ///< SS.B outside 64-bit mode
-  bool single = false;     ///< blocks of one instruction: single step, MMIO replay
+  std::uint8_t bits = 64;                 ///< 16, 32, 64: CS.L and CS.D
+  bool stack32 = false;                   ///< SS.B outside 64-bit mode
+  bool single = false;                    ///< blocks of one instruction: single step, MMIO replay
+  static constexpr unsigned kSingle = 8;  ///< its bit in key()
   [[nodiscard]] constexpr unsigned key() const noexcept {
-    return (bits == 64 ? 0U : bits == 32 ? 1U : 2U) | (stack32 ? 4U : 0U) | (single ? 8U : 0U);
+    return (bits == 64 ? 0U : bits == 32 ? 1U : 2U) | (stack32 ? 4U : 0U) | (single ? kSingle : 0U);
   }
 };
 
