@@ -39,7 +39,9 @@ Core::~Core() { env.flush_domain->remove(*this); }
 engine::Exit Core::run() {
   attention_flags.fetch_or(attention::kInvalidate, std::memory_order_acquire);
   if (resume_from_exit()) {
+    std::uint64_t passes = 0;
     for (;;) {
+      if (run_limit_ != 0 && limit_reached(passes)) break;
       const Uop* u = dispatch();
       if (u == nullptr) {
         if (leave_ == Leave::exit) break;
@@ -136,6 +138,17 @@ bool Core::handle_attention() {
   return true;
 }
 
+/// Counts a pass of the run loop against run_limit_. True: that is enough, exit_ says so.
+bool Core::limit_reached(std::uint64_t& passes) {
+  if (passes >= run_limit_) {
+    exit_ = {.kind = engine::ExitKind::interrupted};
+    leave_ = Leave::exit;
+    return true;
+  }
+  ++passes;
+  return false;
+}
+
 /// A triple fault: out, for good. False, as the answer of take_events().
 bool Core::shut_down() {
   exit_ = {.kind = engine::ExitKind::triple_fault};
@@ -200,7 +213,7 @@ const Uop* Core::start_block() {
     set_budget(instructions() + b->instructions);
   }
   trap_armed_ = (rflags_other & cpu::rflags::TF) != 0;
-  if ((b->mode_key & DecodeMode::kSingle) != 0) {
+  if ((b->mode_key & DecodeMode::kSingle) != 0 || run_limit_ != 0) {
     attention_flags.fetch_or(attention::kStep, std::memory_order_relaxed);
   }
   rep_remaining_ = 0;

@@ -134,6 +134,13 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   [[nodiscard]] TranslationHolder& holder() noexcept override { return *this; }
   [[nodiscard]] engine::VcpuStats stats() const noexcept override;
 
+  /// From now on each run() returns ExitKind::interrupted after at most `boundaries` block
+  /// boundaries, string iterations or exceptions (0: no limit): also out of a guest that retires
+  /// no instruction any more, which stop_at() waits for. As after a kick(), an exception may still
+  /// be waiting for delivery. Every block then goes back to the run loop, which is slow: for
+  /// fuzzers. Not while run() is active.
+  void limit_run(std::uint64_t boundaries) noexcept { run_limit_ = boundaries; }
+
   // ---- hot state ----------------------------------------------------------------------------
   std::array<std::uint64_t, kRegisterSlots> r{};
   ArithFlags flags = 0;  ///< CF PF AF ZF SF OF live here, not in rflags_other
@@ -399,6 +406,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   // run loop
   bool resume_from_exit();
   bool handle_attention();
+  bool limit_reached(std::uint64_t& passes);
   bool shut_down();
   bool take_events();
   const Uop* dispatch();
@@ -449,6 +457,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool exited_ = false;              ///< run() returned exit_ and the VMM has not been back
   bool replaying_ = false;           ///< the next instruction finds answers in completion or mmio
   bool trap_armed_ = false;          ///< RFLAGS.TF was set when the instruction began
+  std::uint64_t run_limit_ = 0;      ///< see limit_run()
   PagingContext context_{};
   std::uint64_t budget_end_ = kNoStop;  ///< instructions() when the budget is used up
   std::optional<engine::VcpuPosition> stop_;
