@@ -30,6 +30,11 @@ endforeach()
 if(NOT STRATA_BACKENDS)
   message(FATAL_ERROR "STRATA_BACKENDS is empty; name at least one of shadow, nested")
 endif()
+foreach(engine IN LISTS STRATA_ENGINES)
+  if(NOT engine MATCHES "^(interp|kvm)$")
+    message(FATAL_ERROR "STRATA_ENGINES: '${engine}' is not an engine; use interp and/or kvm")
+  endif()
+endforeach()
 
 # strata_library(NAME SOURCES... DEPENDS targets...): a static library of this folder.
 function(strata_library name)

@@ -10,6 +10,8 @@
 //   machine::FrameAllocator           central list; its per-thread caches are leaves
 //   FlushDomain::lock_                held while holders' invalidate() runs
 //   interp::Core::mailbox_lock_       leaf
+//   kvm::HostWindow::lock_            leaf
+//   kvm::Processor::thread_lock_      leaf
 //   devices::TimerQueue::mutex_       leaf
 //
 // The P2M itself has no lock: entries change by compare-and-swap of one word.
