@@ -159,7 +159,7 @@ BENCHMARK(BM_ShadowMiss);
 /// guest_wrote(), and the next use of the mapping. range(0): whether the entry was in use.
 void BM_TracedWrite(benchmark::State& state) {
   shadow::ShadowOptions options;
-  options.write_flood_limit = 60000;
+  options.write_flood_limit = 0;
   Guest g{options};
   const bool in_use = state.range(0) != 0;
   // The table of the first 2 MiB, mapped as data in the last entry of the second table.

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "vmm/vm_config.hpp"
+
 #ifdef STRATA_HAS_NESTED
 #include "nested/nested_mmu.hpp"
 #endif
@@ -27,13 +29,82 @@ const std::vector<Combination>& combinations() {
   return kCombinations;
 }
 
-Expected<void, std::string> check_combination(std::string_view engine, std::string_view mmu) {
+namespace {
+
+/// What --mmu says: the name, and the words after it.
+struct MmuChoice {
+  std::string_view name;
+  std::vector<std::string_view> words;
+};
+
+MmuChoice parse_choice(std::string_view mmu) {
+  MmuChoice choice;
+  choice.name = mmu.substr(0, mmu.find(','));
+  while (choice.name.size() != mmu.size() && mmu.find(',') != std::string_view::npos) {
+    mmu.remove_prefix(mmu.find(',') + 1);
+    choice.words.push_back(mmu.substr(0, mmu.find(',')));
+  }
+  return choice;
+}
+
+#ifdef STRATA_HAS_SHADOW
+Unexpected<std::string> unknown_word(std::string_view word) {
+  std::string known;
+  for (const shadow::Technique& t : shadow::techniques()) known += fmt::format(" no-{},", t.name);
+  return Unexpected<std::string>{
+      fmt::format("--mmu: shadow does not know '{}'; it takes:{} limit=SIZE", word, known)};
+}
+
+Expected<shadow::ShadowOptions, std::string> shadow_options(const MmuChoice& choice) {
+  constexpr std::string_view kNo = "no-";
+  constexpr std::string_view kLimit = "limit=";
+  shadow::ShadowOptions options;
+  options.memory_limit = 0;  // not said
+  for (const std::string_view word : choice.words) {
+    if (word.substr(0, kLimit.size()) == kLimit) {
+      const auto bytes = parse_memory(word.substr(kLimit.size()));
+      if (!bytes || *bytes == 0) {
+        return Unexpected<std::string>{
+            fmt::format("--mmu: '{}' is not a size; use for example limit=8M", word)};
+      }
+      options.memory_limit = *bytes;
+      continue;
+    }
+    const auto all = shadow::techniques();
+    const auto found = std::find_if(all.begin(), all.end(), [&](const shadow::Technique& t) {
+      return word.substr(0, kNo.size()) == kNo && word.substr(kNo.size()) == t.name;
+    });
+    if (found == all.end()) return unknown_word(word);
+    found->turn_off(options);
+  }
+  return options;
+}
+#endif
+
+Expected<void, std::string> check_words(const MmuChoice& choice) {
+#ifdef STRATA_HAS_SHADOW
+  if (choice.name == "shadow") {
+    const auto options = shadow_options(choice);
+    if (!options) return Unexpected<std::string>{options.error()};
+    return {};
+  }
+#endif
+  if (choice.words.empty()) return {};
+  return Unexpected<std::string>{
+      fmt::format("--mmu: '{}' takes no '{}'; shadow has options", choice.name, choice.words[0])};
+}
+
+}  // namespace
+
+Expected<void, std::string> check_combination(std::string_view engine, std::string_view mmu_words) {
+  const MmuChoice choice = parse_choice(mmu_words);
+  const std::string_view mmu = choice.name;
   std::string works;
   bool engine_known = false;
   for (const Combination& c : combinations()) {
     if (c.engine != engine) continue;
     engine_known = true;
-    if (mmu == "auto" || c.mmu == mmu) return {};
+    if (mmu == "auto" || c.mmu == mmu) return check_words(choice);
     works += fmt::format(" {},", c.mmu);
   }
   if (!engine_known) {
@@ -78,9 +149,8 @@ BuiltMmu make_nested_mmu(nested::Format format, P2m& p2m, FrameSource& frames, F
 #endif
 
 #ifdef STRATA_HAS_SHADOW
-BuiltMmu make_shadow_mmu(P2m& p2m, FrameSource& frames, FlushDomain& domain, unsigned vcpus) {
-  shadow::ShadowOptions options;
-  options.max_vcpus = vcpus;
+BuiltMmu make_shadow_mmu(P2m& p2m, FrameSource& frames, FlushDomain& domain,
+                         const shadow::ShadowOptions& options) {
   auto mmu = shadow::make_shadow_backend(p2m, frames, domain, options);
   const shadow::ShadowBackend* view = mmu.get();
   return {std::move(mmu), [view] {
@@ -98,7 +168,14 @@ BuiltMmu make_shadow_mmu(P2m& p2m, FrameSource& frames, FlushDomain& domain, uns
                                   {"root_misses", s.root_misses},
                                   {"evictions", s.evictions},
                                   {"large_leaves", s.large_leaves},
-                                  {"fragmented", s.fragmented}};
+                                  {"fragmented", s.fragmented},
+                                  {"limit_bytes", s.limit_bytes},
+                                  {"unsyncs", s.unsyncs},
+                                  {"unsync_now", s.unsync_now},
+                                  {"resyncs", s.resyncs},
+                                  {"outdated", s.outdated},
+                                  {"prefetched", s.prefetched},
+                                  {"prefetch_used", s.prefetch_used}};
           }};
 }
 #endif
@@ -106,13 +183,22 @@ BuiltMmu make_shadow_mmu(P2m& p2m, FrameSource& frames, FlushDomain& domain, uns
 }  // namespace
 
 BuiltMmu make_mmu(std::string_view mmu, P2m& p2m, FrameSource& frames, FlushDomain& domain,
-                  unsigned vcpus) {
+                  unsigned vcpus, [[maybe_unused]] std::uint64_t memory_bytes) {
 #ifdef STRATA_HAS_NESTED
   if (mmu == "ept") return make_nested_mmu(nested::Format::ept, p2m, frames, domain, vcpus);
   if (mmu == "npt") return make_nested_mmu(nested::Format::npt, p2m, frames, domain, vcpus);
 #endif
 #ifdef STRATA_HAS_SHADOW
-  if (mmu == "shadow") return make_shadow_mmu(p2m, frames, domain, vcpus);
+  const MmuChoice choice = parse_choice(mmu);
+  if (choice.name == "shadow") {
+    auto options = shadow_options(choice);
+    if (!options) std::abort();  // check_combination() comes first
+    options->max_vcpus = vcpus;
+    if (options->memory_limit == 0) {
+      options->memory_limit = shadow::default_memory_limit(memory_bytes);
+    }
+    return make_shadow_mmu(p2m, frames, domain, *options);
+  }
 #endif
   std::abort();  // check_combination() comes first
 }

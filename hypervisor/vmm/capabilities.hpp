@@ -25,7 +25,8 @@ struct Combination {
 /// Every combination this build can run, the preferred one of each engine first.
 [[nodiscard]] const std::vector<Combination>& combinations();
 
-/// Whether `engine` runs under `mmu` ("auto" included). The error names what would work.
+/// Whether `engine` runs under `mmu` ("auto" included), and whether the words after its name, as in
+/// "shadow,no-unsync,limit=8M", are known. The error names what would work.
 [[nodiscard]] Expected<void, std::string> check_combination(std::string_view engine,
                                                             std::string_view mmu);
 
@@ -38,8 +39,8 @@ struct BuiltMmu {
   std::function<nlohmann::json()> details;
 };
 
-/// Makes the backend that `mmu` names (resolved and checked).
+/// Makes the backend that `mmu` names (resolved and checked) for a VM with `memory_bytes` of RAM.
 [[nodiscard]] BuiltMmu make_mmu(std::string_view mmu, P2m& p2m, FrameSource& frames,
-                                FlushDomain& domain, unsigned vcpus);
+                                FlushDomain& domain, unsigned vcpus, std::uint64_t memory_bytes);
 
 }  // namespace strata::vmm

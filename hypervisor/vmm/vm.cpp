@@ -107,7 +107,7 @@ Expected<void, ConfigError> Vm::build_memory() {
 }
 
 Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
-  mmu_ = make_mmu(mmu_name_, *p2m_, *frames_, domain_, config_.cpus);
+  mmu_ = make_mmu(mmu_name_, *p2m_, *frames_, domain_, config_.cpus, config_.memory_bytes);
   if (!mmu_.mmu) return bad("the host has no memory for the backend's root table");
   platform_ = std::make_unique<Platform>(
       Platform::Config{config_.cpus, config_.debug_exit_port}, clock_, model_, sink,

@@ -12,9 +12,6 @@ using Format = machine::Long4Format;
 
 namespace {
 
-/// After so many races with other vCPUs a miss is answered without installing.
-constexpr unsigned kAttempts = 8;
-
 /// Entries that the guest's tables say nothing about allow everything.
 constexpr std::uint64_t kOpen =
     Format::kPresent | Format::kWritable | Format::kUser | Format::kAccessed;
@@ -158,6 +155,9 @@ ShadowMmu::Install ShadowMmu::try_install(VcpuId vcpu, const Mapping& m, std::ui
     const std::unique_lock guard{tables_->lock()};
     Change change{flush};
     if (generation == tables_->generation() && p2m_.lookup(m.ppn).entry == m.lookup.entry) {
+      const bool traced_store =
+          access.kind == AccessKind::write && m.target.writable && tables_->pages().traced(m.ppn);
+      if (traced_store && tables_->may_unsync(m.ppn)) tables_->unsync(m.ppn, change);
       result = install(vcpu, m, change);
     }
     if (m.ad_written) announce_ad_writes(m, change);
@@ -186,7 +186,7 @@ ShadowMmu::Install ShadowMmu::install(VcpuId vcpu, const Mapping& m, Change& cha
   const auto root = root_for(vcpu, m.anywhere, change);
   if (!root) return root.error() == Shortage::frames ? Install::out_of_frames : Install::no_room;
   path.add(*root);
-  const Install result = build_path(*root, m, path, change);
+  const Install result = build_path(vcpu, *root, m, path, change);
   tables_->reap(change);
   return result;
 }
@@ -210,7 +210,7 @@ bool ShadowMmu::maps_large(const Mapping& m) const noexcept {
   // Inside a run the machine pages are consecutive; the entry also needs an aligned first one.
   if ((m.lookup.entry.mpn().value() - m.ppn.value()) % kRegionPages != 0) return false;
   const Region* region = tables_->pages().find(m.ppn);
-  return region == nullptr || region->traced_pages == 0;
+  return region == nullptr || region->mirrored_pages == 0;
 }
 
 PageKey ShadowMmu::key_below(unsigned level, const Mapping& m, Role role) const noexcept {
@@ -262,8 +262,8 @@ std::uint64_t leaf_bits(unsigned level, unsigned leaf_level, const machine::Gues
 
 }  // namespace
 
-ShadowMmu::Install ShadowMmu::build_path(std::uint32_t root, const Mapping& m, Path& path,
-                                         Change& change) {
+ShadowMmu::Install ShadowMmu::build_path(VcpuId vcpu, std::uint32_t root, const Mapping& m,
+                                         Path& path, Change& change) {
   const PageKey top = tables_->table(root).key;
   const Role role = top.role;
   bool settled = true;
@@ -290,16 +290,27 @@ ShadowMmu::Install ShadowMmu::build_path(std::uint32_t root, const Mapping& m, P
     }
     number = *child;
   }
-  if (!settled || !tables_->table(number).settled) return Install::unsettled;
+  const ShadowTable& last = tables_->table(number);
+  if (!settled || !(last.settled || last.unsync)) return Install::unsettled;
 
   const bool large = level == 2;
   const std::uint64_t inside = large ? m.ppn.value() % kRegionPages : 0;
   std::uint64_t bits = leaf_bits(level, m.leaf_level, m.guest, m.anywhere, m.target.writable,
                                  tables_->pages().traced(m.ppn));
-  if (role.mode == PagingMode::long4) bits |= m.guest.leaf & kKeyMask;
+  const std::uint64_t key = role.mode == PagingMode::long4 ? m.guest.leaf & kKeyMask : 0;
+  bits |= key;
   bits |= (m.target.mpn.value() - inside) << kPageShift;
-  tables_->set_leaf(number * kEntries + index_at(level, m.input),
-                    tables_->pages().reference(PPN{m.ppn.value() - inside}), bits, change);
+  const Slot slot = number * kEntries + index_at(level, m.input);
+  if (!large) tables_->note_maker(slot, vcpus_[vcpu].history.tenure(), region_of(m.input));
+  tables_->set_leaf(slot, tables_->pages().reference(PPN{m.ppn.value() - inside}), bits, change);
+  // Nobody announces stores to a table out of sync: the guest's entry may be another by now.
+  if (last.unsync && !tables_->up_to_date(slot)) {
+    tables_->zap(slot, change);
+    return Install::raced;
+  }
+  if (prefetch_ && !large) {
+    tables_->prefetch(slot, kOpen | key | (m.guest.leaf & Format::kGlobal), change);
+  }
   return Install::done;
 }
 

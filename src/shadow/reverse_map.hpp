@@ -19,21 +19,39 @@ inline constexpr std::uint32_t kRegionPages = 1U << kRegionShift;
 struct Region {
   explicit Region(PPN first) noexcept : base{first} { heads.fill(kNone); }
 
+  using PageBits = std::array<std::uint64_t, kRegionPages / 64>;
+
+  /// Stores to the page have to be announced.
   [[nodiscard]] bool traced(std::uint32_t offset) const noexcept {
-    return (traced_bits[offset / 64] >> (offset % 64) & 1) != 0;
+    return test(traced_bits, offset);
   }
-  void set_traced(std::uint32_t offset, bool on) noexcept {
-    const std::uint64_t bit = 1ULL << (offset % 64);
-    if (traced(offset) == on) return;
-    traced_bits[offset / 64] ^= bit;
-    traced_pages = static_cast<std::uint16_t>(traced_pages + (on ? 1 : -1));
+  /// Some shadow table mirrors the page; a table out of sync is mirrored and not traced.
+  [[nodiscard]] bool mirrored(std::uint32_t offset) const noexcept {
+    return test(mirrored_bits, offset);
+  }
+  void set_traced(std::uint32_t offset, bool on) noexcept { put(traced_bits, offset, on); }
+  void set_mirrored(std::uint32_t offset, bool on) noexcept {
+    if (mirrored(offset) != on) {
+      mirrored_pages = static_cast<std::uint16_t>(mirrored_pages + (on ? 1 : -1));
+    }
+    put(mirrored_bits, offset, on);
   }
 
   PPN base;
   std::array<std::uint32_t, kRegionPages> heads;  ///< 4 KiB leaves, by page
   std::uint32_t large = kNone;                    ///< 2 MiB leaves of the whole region
-  std::uint16_t traced_pages = 0;
-  std::array<std::uint64_t, kRegionPages / 64> traced_bits{};
+  std::uint16_t mirrored_pages = 0;
+  PageBits traced_bits{};
+  PageBits mirrored_bits{};
+
+ private:
+  [[nodiscard]] static bool test(const PageBits& bits, std::uint32_t offset) noexcept {
+    return (bits[offset / 64] >> (offset % 64) & 1) != 0;
+  }
+  static void put(PageBits& bits, std::uint32_t offset, bool on) noexcept {
+    const std::uint64_t bit = 1ULL << (offset % 64);
+    bits[offset / 64] = on ? bits[offset / 64] | bit : bits[offset / 64] & ~bit;
+  }
 };
 
 /// All regions that were ever mapped or traced: about 0.1 % of the guest memory they describe, and

@@ -6,23 +6,9 @@
 
 #include "mmu/frames.hpp"
 #include "mmu/mmu.hpp"
+#include "shadow/options.hpp"
 
 namespace strata::shadow {
-
-/// How much a VM's shadow tables may cost and how eagerly they are given up.
-struct ShadowOptions {
-  /// Frames that shadow tables may take together, those waiting for a flush to be freed included.
-  /// Raised to 8 if smaller: one miss needs up to 4 tables at a time.
-  std::uint32_t table_frames = 4096;
-  /// Map 2 MiB of a guest's large page by one shadow entry where the P2M is contiguous too.
-  bool large_pages = true;
-  /// vCPU numbers run from 0 to max_vcpus - 1.
-  unsigned max_vcpus = 64;
-  /// Traced writes to a guest table, without its shadow being used in between, after which the
-  /// shadow is given up and the page left untraced. Page directories and above tolerate 16 times
-  /// as many: giving one up costs everything below it.
-  std::uint16_t write_flood_limit = 12;
-};
 
 /// What the shadow tables are, and what happened to them. Counters are monotonic; `*_bytes`,
 /// `pages` and `mappings` are now. Bytes are of host memory beyond the tables' own frames.
@@ -40,7 +26,14 @@ struct ShadowStats {
   std::uint64_t floods = 0;          ///< shadow tables given up because of write floods
   std::uint64_t root_hits = 0;       ///< roots found in the cache
   std::uint64_t root_misses = 0;     ///< roots that had to be made
-  std::uint64_t evictions = 0;       ///< shadow tables dropped to stay within the budget
+  std::uint64_t evictions = 0;       ///< shadow tables dropped to stay within the limit
+  std::uint64_t limit_bytes = 0;     ///< ShadowOptions::memory_limit as it is in force
+  std::uint64_t unsyncs = 0;         ///< leaf tables left unwatched after a store
+  std::uint64_t unsync_now = 0;      ///< of `pages`, those that may be out of date
+  std::uint64_t resyncs = 0;         ///< whole tables compared with the guest's after a flush
+  std::uint64_t outdated = 0;        ///< entries found out of date by that, or by INVLPG
+  std::uint64_t prefetched = 0;      ///< shadow leaves made for neighbours of a miss
+  std::uint64_t prefetch_used = 0;   ///< of these, leaves that a translation used
   std::uint64_t large_leaves = 0;    ///< 2 MiB shadow leaves installed
   std::uint64_t fragmented = 0;      ///< tables made to map a guest large page in smaller pieces
   std::uint64_t unlinked = 0;        ///< misses answered without installing (see shadow_mmu.hpp)

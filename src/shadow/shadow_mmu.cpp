@@ -38,10 +38,11 @@ ShadowMmu::ShadowMmu(P2m& p2m, FrameSource& frames, FlushDomain& domain,
     : p2m_{p2m},
       domain_{domain},
       large_pages_{options.large_pages},
+      prefetch_{options.prefetch},
       window_{frames.window()},
-      tables_{std::make_shared<ShadowTables>(frames, options)},
-      vcpus_(std::max(options.max_vcpus, 1U)) {
-  for (Vcpu& v : vcpus_) {
+      tables_{std::make_shared<ShadowTables>(p2m, frames, options)} {
+  for (unsigned i = 0; i < std::max(options.max_vcpus, 1U); ++i) {
+    Vcpu& v = vcpus_.emplace_back(options);
     v.controls = {shadow_controls(v.context, false), shadow_controls(v.context, true)};
   }
   p2m_.add_observer(*this);
@@ -52,8 +53,11 @@ ShadowMmu::~ShadowMmu() { p2m_.remove_observer(*this); }
 void ShadowMmu::set_context(VcpuId vcpu, const PagingContext& context) {
   if (vcpu >= vcpus_.size()) return;
   Vcpu& v = vcpus_[vcpu];
-  const bool same_tables =
-      root_key(v.context, role_of(v.context, false)) == root_key(context, role_of(context, false));
+  const PageKey key = root_key(context, role_of(context, false));
+  const bool same_tables = root_key(v.context, role_of(v.context, false)) == key;
+  if (!same_tables || v.context.pcid != context.pcid) {
+    v.history.enter(context.pcid, key, tables_->clock());
+  }
   v.context = context;
   v.controls = {shadow_controls(context, false), shadow_controls(context, true)};
   if (same_tables) return;
@@ -74,16 +78,32 @@ Expected<Translation, Fault> ShadowMmu::translate(VcpuId vcpu, VA va, Access acc
   Vcpu& v = vcpus_[vcpu];
   v.translations.add(1);
   const bool anywhere = needs_anywhere(v, access);
-  if (const auto t = hit(vcpu, va, access, anywhere)) return *t;
+  for (unsigned attempt = 0; attempt < kAttempts; ++attempt) {
+    const Hit h = hit(vcpu, va, access, anywhere);
+    if (h.translation) return *h.translation;
+    if (h.outdated == kNone) break;
+    resync(vcpu, h.outdated, region_of(table_input(v.context.mode, va)));
+  }
   return miss(vcpu, va, access, anywhere);
 }
 
-std::optional<Translation> ShadowMmu::hit(VcpuId vcpu, VA va, Access access, bool anywhere) {
+void ShadowMmu::resync(VcpuId vcpu, std::uint32_t number, std::uint64_t region) {
+  Flush flush{domain_};
+  {
+    const std::unique_lock guard{tables_->lock()};
+    Change change{flush};
+    tables_->resync(number, vcpus_[vcpu].history.tenure(), region, change);
+    tables_->finish(change);
+  }
+  flush.commit();
+}
+
+ShadowMmu::Hit ShadowMmu::hit(VcpuId vcpu, VA va, Access access, bool anywhere) {
   Vcpu& v = vcpus_[vcpu];
   const machine::WalkControls& controls = v.controls[anywhere ? 1 : 0];
   const std::shared_lock guard{tables_->lock()};
   const std::uint32_t root = tables_->root_of(vcpu, anywhere);
-  if (root == kNone) return std::nullopt;
+  if (root == kNone) return {};
 
   ShadowMemory memory{window_};
   const machine::WalkStart start{address_of(tables_->table(root).mpn).value(), 4, {}};
@@ -102,26 +122,35 @@ std::optional<Translation> ShadowMmu::hit(VcpuId vcpu, VA va, Access access, boo
     if (!traced) walk = Unexpected{machine::WalkFault{}};
   }
   v.table_references.add(memory.references);
-  if (!walk) return std::nullopt;
-  return translation_at(*walk, v, va, access, controls, traced);
+  if (!walk) return {};
+  const MA entry{walk->steps[walk->leaf_level].entry_address};
+  const std::uint32_t number = tables_->in_frame(page_of(entry));
+  const ShadowTable& table = tables_->table(number);
+  if (table.unsync && !v.history.covers(table.provenance, region_of(input),
+                                        walk->global && v.context.pge, tables_->relinked())) {
+    return {std::nullopt, number};
+  }
+  return {translation_at(*walk, number, v, va, access, controls, traced), kNone};
 }
 
 /// What the shadow leaf that `walk` found says. Nothing if the leaf is out of date in the one way
 /// it can be: read-only for a trace that has ended.
-std::optional<Translation> ShadowMmu::translation_at(const machine::WalkResult& walk, const Vcpu& v,
-                                                     VA va, Access access,
+std::optional<Translation> ShadowMmu::translation_at(const machine::WalkResult& walk,
+                                                     std::uint32_t number, const Vcpu& v, VA va,
+                                                     Access access,
                                                      const machine::WalkControls& controls,
                                                      bool traced) {
   const MA entry{walk.steps[walk.leaf_level].entry_address};
-  const std::uint32_t number = tables_->in_frame(page_of(entry));
   ShadowTable& table = tables_->table(number);
   const auto index = static_cast<std::uint32_t>(entry.page_offset() / sizeof(std::uint64_t));
   const std::uint64_t large_mask = (1ULL << (walk.page_shift - kPageShift)) - 1;
   const PPN ppn = tables_->mapped_page(number, index) + (va.value() >> kPageShift & large_mask);
   Translation t = allowed_by(walk.rights, walk.leaf, access, controls);
   if (traced && !(t.writable && tables_->pages().traced(ppn))) return std::nullopt;
+  if (traced && tables_->may_unsync(ppn)) return std::nullopt;  // the miss makes it writable
 
   table.touch();
+  if ((walk.leaf & kPrefetched) != 0) tables_->note_prefetch_used(number * kEntries + index);
   t.page = MA{walk.address}.page_base();
   t.pa = address_of(ppn);
   t.global = walk.global && v.context.pge;
@@ -131,32 +160,40 @@ std::optional<Translation> ShadowMmu::translation_at(const machine::WalkResult& 
   return t;
 }
 
-void ShadowMmu::invalidate_page(VcpuId vcpu, VA /*va*/) {
-  // The tables hold nothing that the guest's do not say; its TLB is the engine's.
-  if (vcpu < vcpus_.size()) vcpus_[vcpu].invalidations.add(1);
+void ShadowMmu::invalidate_page(VcpuId vcpu, VA va) {
+  // Global or not, in this PCID or (by their provenance) others: more than INVLPG has to do.
+  invalidate(vcpu, FlushScope::address, 0, va);
 }
 
-void ShadowMmu::invalidate(VcpuId vcpu, FlushScope /*scope*/, std::uint16_t /*pcid*/, VA /*va*/) {
-  if (vcpu < vcpus_.size()) vcpus_[vcpu].invalidations.add(1);
+void ShadowMmu::invalidate(VcpuId vcpu, FlushScope scope, std::uint16_t pcid, VA va) {
+  if (vcpu >= vcpus_.size()) return;
+  Vcpu& v = vcpus_[vcpu];
+  v.invalidations.add(1);
+  if (scope != FlushScope::address) return v.history.flush(scope, pcid, tables_->clock());
+  if (tables_->unsync_count() == 0) return;  // tables in step hold what the guest's say
+  const std::unique_lock guard{tables_->lock()};
+  tables_->check_address(vcpu, table_input(v.context.mode, va));
 }
 
 namespace {
 
-/// Calls visit(ppn, offset, length) for the part of [pa, pa + length) in each traced page. Lengths
-/// come from guests and devices: regions that were never traced cost nothing.
+/// Calls visit(ppn, offset, length) for the part of [pa, pa + length) in each mirrored page.
+/// Lengths come from guests and devices: regions without tables cost nothing. Pages whose mirrors
+/// are out of sync are among them: a store that was traced when it was made may be announced only
+/// now.
 template <class Visit>
-void for_each_traced(ReverseMap& pages, PA pa, std::uint64_t length, Visit visit) {
+void for_each_mirrored(ReverseMap& pages, PA pa, std::uint64_t length, Visit visit) {
   if (length == 0) return;
   const std::uint64_t last = pa.value() + std::min(length - 1, ~pa.value());  // no wrap-around
   const PPN first_page = page_of(pa);
   const PpnRange range{first_page, page_of(PA{last}) - first_page + 1};
   pages.for_each(range, [&](const Region& r) {
-    if (r.traced_pages == 0) return;
+    if (r.mirrored_pages == 0) return;
     const std::uint64_t begin = std::max(address_of(r.base).value(), pa.value());
     const std::uint64_t end = std::min(address_of(r.base).value() + (kLargePageSize - 1), last);
     for (std::uint64_t at = begin & ~kPageMask; at <= end; at += kPageSize) {
       const PPN ppn = page_of(PA{at});
-      if (!r.traced(ReverseMap::offset_of(ppn))) continue;
+      if (!r.mirrored(ReverseMap::offset_of(ppn))) continue;
       const std::uint64_t from = std::max(at, begin);
       visit(ppn, from - at, std::min(at + kPageMask, end) - from + 1);
     }
@@ -170,11 +207,11 @@ void ShadowMmu::guest_wrote(PA pa, std::uint64_t length) {
   {
     const std::shared_lock guard{tables_->lock()};
     bool traced = false;
-    for_each_traced(tables_->pages(), pa, length,
-                    [&](PPN ppn, std::uint64_t offset, std::uint64_t part) {
-                      traced = true;
-                      apply = tables_->note_write(ppn, offset, part) || apply;
-                    });
+    for_each_mirrored(tables_->pages(), pa, length,
+                      [&](PPN ppn, std::uint64_t offset, std::uint64_t part) {
+                        traced = true;
+                        apply = tables_->note_write(ppn, offset, part) || apply;
+                      });
     if (!traced) return;
     // A miss that has read the old entry and waits for the lock must not install it.
     tables_->next_generation();
@@ -185,10 +222,10 @@ void ShadowMmu::guest_wrote(PA pa, std::uint64_t length) {
   {
     const std::unique_lock guard{tables_->lock()};
     Change change{flush};
-    for_each_traced(tables_->pages(), pa, length,
-                    [&](PPN ppn, std::uint64_t offset, std::uint64_t part) {
-                      tables_->apply_write(ppn, offset, part, change);
-                    });
+    for_each_mirrored(tables_->pages(), pa, length,
+                      [&](PPN ppn, std::uint64_t offset, std::uint64_t part) {
+                        tables_->apply_write(ppn, offset, part, change);
+                      });
     tables_->finish(change);
   }
   flush.commit();

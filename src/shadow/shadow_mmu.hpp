@@ -1,22 +1,28 @@
 // The shadow backend's translate(): walk the shadow table; on a miss walk the guest's tables, ask
 // the P2M, install.
 //
-// Why the tables are always in step with the guest's. A shadow entry is installed only into a
+// Why settled tables are always in step with the guest's. A shadow entry is installed only into a
 // mirror that is settled: tracing took write access to the guest page away, and every holder of an
 // older translation has passed the epoch of that change, so every store to the page is announced to
 // guest_wrote(). And only if generation() did not move between before the guest walk and the
 // install, so no store was announced in between; a store announced later finds the entry and zaps
 // it. Until a mirror is settled, misses through it are answered from the guest walk and nothing is
 // installed. Waiting for the epoch instead could deadlock: two vCPUs may trace pages at once.
+//
+// Tables of leaves may also be out of sync (ShadowTable::unsync): nobody announces stores to them.
+// An entry is installed into one only if it agrees with the guest's under the lock, and used by a
+// vCPU only as far as its FlushHistory allows; otherwise the table is compared with the guest's
+// first. What is above leaves is always in step, and a miss always walks the guest's own tables, so
+// no fault is ever delivered that the tables as they are do not call for.
 #pragma once
 
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string_view>
-#include <vector>
 
 #include "machine/guest_walk.hpp"
 #include "machine/walk.hpp"
@@ -24,6 +30,9 @@
 #include "shadow/tables.hpp"
 
 namespace strata::shadow {
+
+/// After so many races with other vCPUs a miss is answered without installing.
+inline constexpr unsigned kAttempts = 8;
 
 /// See shadow.hpp. Thread-safety as Mmu demands; everything else may come from any thread.
 class ShadowMmu final : public ShadowBackend {
@@ -61,9 +70,11 @@ class ShadowMmu final : public ShadowBackend {
 
   /// Used by the vCPU's own thread only, counters apart.
   struct alignas(64) Vcpu {
+    explicit Vcpu(const ShadowOptions& o) noexcept : history{o.pcid, o.global_pages} {}
     PagingContext context{};
     /// What the walk of a shadow table checks: [0] ordinary, [1] write_anywhere.
     std::array<machine::WalkControls, 2> controls{};
+    FlushHistory history;
     Counter translations, walks, guest_references, table_references, ad_writes, misses, faults,
         invalidations, root_hits, unlinked, retries;
   };
@@ -85,9 +96,17 @@ class ShadowMmu final : public ShadowBackend {
   enum class Install : std::uint8_t { done, unsettled, raced, no_room, out_of_frames };
   struct Path;
 
-  [[nodiscard]] std::optional<Translation> hit(VcpuId vcpu, VA va, Access access, bool anywhere);
+  /// What the shadow tables answered: a translation, or the table that has to be resynced first, or
+  /// neither.
+  struct Hit {
+    std::optional<Translation> translation;
+    std::uint32_t outdated = kNone;
+  };
+  [[nodiscard]] Hit hit(VcpuId vcpu, VA va, Access access, bool anywhere);
+  void resync(VcpuId vcpu, std::uint32_t number, std::uint64_t region);
   [[nodiscard]] std::optional<Translation> translation_at(const machine::WalkResult& walk,
-                                                          const Vcpu& v, VA va, Access access,
+                                                          std::uint32_t number, const Vcpu& v,
+                                                          VA va, Access access,
                                                           const machine::WalkControls& controls,
                                                           bool traced);
   Expected<Translation, Fault> miss(VcpuId vcpu, VA va, Access access, bool anywhere);
@@ -97,7 +116,7 @@ class ShadowMmu final : public ShadowBackend {
                                     Translation& out, Access access);
   [[nodiscard]] Install install(VcpuId vcpu, const Mapping& m, Change& change);
   void announce_ad_writes(const Mapping& m, Change& change);
-  [[nodiscard]] Install build_path(std::uint32_t root, const Mapping& m, Path& path,
+  [[nodiscard]] Install build_path(VcpuId vcpu, std::uint32_t root, const Mapping& m, Path& path,
                                    Change& change);
   Expected<std::uint32_t, Shortage> root_for(VcpuId vcpu, bool anywhere, Change& change);
   [[nodiscard]] bool maps_large(const Mapping& m) const noexcept;
@@ -111,9 +130,10 @@ class ShadowMmu final : public ShadowBackend {
   P2m& p2m_;
   FlushDomain& domain_;
   const bool large_pages_;
+  const bool prefetch_;
   const MachineWindow window_;
   const std::shared_ptr<ShadowTables> tables_;
-  std::vector<Vcpu> vcpus_;
+  std::deque<Vcpu> vcpus_;  ///< neither copied nor moved
   std::atomic<std::uint64_t> traced_writes_{0};
 };
 

@@ -4,6 +4,8 @@
 #include <mutex>
 #include <utility>
 
+#include "shadow/guest_leaf.hpp"
+
 namespace strata::shadow {
 
 using Format = machine::Long4Format;
@@ -14,7 +16,11 @@ namespace {
 [[nodiscard]] constexpr std::uint32_t index_of(Slot slot) noexcept { return slot % kEntries; }
 
 /// A miss may pin four tables; below that nothing could ever be installed.
-constexpr std::uint32_t kLeastFrames = 8;
+constexpr std::uint64_t kLeastTables = 8;
+
+/// Neighbours mapped with a miss: what a cache line of 8-byte guest entries holds, which the walk
+/// has just read.
+constexpr std::uint32_t kPrefetchGroup = 8;
 
 /// Page directories and above cost all that is below them when they go.
 constexpr std::uint32_t kUpperLevelPatience = 16;
@@ -41,15 +47,17 @@ EntryRange derived_entries(const PageKey& key, std::uint64_t offset,
   return {first * copies, last * copies + copies - 1};
 }
 
-ShadowTables::ShadowTables(FrameSource& frames, const ShadowOptions& options)
-    : frames_{frames},
+ShadowTables::ShadowTables(P2m& p2m, FrameSource& frames, const ShadowOptions& options)
+    : p2m_{p2m},
+      frames_{frames},
       window_{frames.window()},
       options_{[&] {
         ShadowOptions o = options;
-        o.table_frames = std::max(o.table_frames, kLeastFrames);
+        o.memory_limit = std::max(o.memory_limit, kLeastTables * kTableCost);
         o.max_vcpus = std::max(o.max_vcpus, 1U);
         return o;
       }()},
+      max_tables_{options_.memory_limit / kTableCost},
       roots_(options_.max_vcpus, {kNone, kNone}),
       retiring_{std::make_shared<std::atomic<std::uint64_t>>(0)} {}
 
@@ -141,6 +149,12 @@ void ShadowTables::set_child(Slot slot, std::uint32_t child, std::uint64_t bits,
   if (l == nullptr || l->target != target) {
     zap(slot, change);
     attach(slot, target);
+    // A new way to leaves: those out of date can have been in nobody's TLB by it.
+    if (tables_[child]->key.level == 1) {
+      tables_[child]->provenance = {};
+    } else if (tables_[child]->key.kind != PageKind::linear) {
+      relinked_ = clock_.next();
+    }
   }
   word(slot).store(value, std::memory_order_relaxed);
 }
@@ -158,6 +172,39 @@ void ShadowTables::set_leaf(Slot slot, std::uint32_t reference, std::uint64_t bi
 
 PPN ShadowTables::mapped_page(std::uint32_t number, std::uint32_t index) const noexcept {
   return pages_.ppn(tables_[number]->link(index)->target);
+}
+
+void ShadowTables::prefetch(Slot slot, std::uint64_t linear_bits, Change& change) {
+  const std::uint32_t number = number_of(slot);
+  const PageKey& key = tables_[number]->key;
+  const bool linear = key.kind == PageKind::linear;
+  const GuestLeaves leaves{p2m_, window_, key};
+  const std::uint32_t first = index_of(slot) & ~(kPrefetchGroup - 1);
+  for (std::uint32_t i = first; i < first + kPrefetchGroup; ++i) {
+    const Link* l = tables_[number]->link(i);
+    if (l != nullptr && l->occupied()) continue;
+    GuestLeaf leaf{PPN{key.base} + i, linear_bits & ~Format::kWritable,
+                   (linear_bits & Format::kWritable) != 0};
+    if (!linear) {
+      const auto read = leaves.at(i);
+      if (!read) continue;
+      leaf = *read;
+    }
+    const P2mEntry entry = p2m_.lookup(leaf.ppn).entry;
+    if (!mappable(entry)) continue;
+    const P2mTarget target = target_of(entry, p2m_.zero_frame());
+    std::uint64_t bits = leaf.bits | kPrefetched | target.mpn.value() << kPageShift;
+    if (leaf.writable && target.writable) {
+      bits |= pages_.traced(leaf.ppn) ? kTracedWrite : Format::kWritable | Format::kDirty;
+    }
+    set_leaf(number * kEntries + i, pages_.reference(leaf.ppn), bits, change);
+    ++counters_.prefetched;
+  }
+}
+
+void ShadowTables::note_prefetch_used(Slot slot) noexcept {
+  const std::uint64_t old = word(slot).fetch_and(~kPrefetched, std::memory_order_relaxed);
+  if ((old & kPrefetched) != 0) prefetch_used_.fetch_add(1, std::memory_order_relaxed);
 }
 
 // --- tables
@@ -201,14 +248,23 @@ std::uint32_t ShadowTables::new_number() {
 /// A page is settled as a whole: any settled mirror of it vouches for a new one.
 void ShadowTables::begin_mirror(std::uint32_t number, Change& change) {
   ShadowTable& t = *tables_[number];
+  const PPN ppn{t.key.base};
   t.settled = false;
+  bool unsync_ones = false;
   for (std::uint32_t n = by_tag_.find(t.key.tag()); n != kNone; n = tables_[n]->next_same_tag) {
     t.settled = t.settled || tables_[n]->settled;
+    unsync_ones = unsync_ones || tables_[n]->unsync;
   }
   if (t.settled) return;
-  begin_trace(PPN{t.key.base}, change);
-  change.settling.push_back({number, t.serial});
-  unsettled_.fetch_add(1, std::memory_order_acq_rel);
+  Region& r = pages_.region(pages_.reference(ppn));
+  r.set_mirrored(ReverseMap::offset_of(ppn), true);
+  if (unsync_ones && t.key.level == 1 && !r.traced(ReverseMap::offset_of(ppn))) {
+    set_unsync(number, true);
+    return;
+  }
+  // If others are out of sync, they come back with this one: upper levels have to be followed.
+  trace_again(ppn, change);
+  start_settling(number, change);
 }
 
 void ShadowTables::insert(std::uint32_t number) {
@@ -233,7 +289,9 @@ void ShadowTables::remove(ShadowTable& t, std::uint32_t number) noexcept {
     // The last mirror is gone: stores to the page are nobody's business any more.
     if (t.key.kind == PageKind::mirror) {
       const PPN ppn{t.key.base};
-      pages_.find(ppn)->set_traced(ReverseMap::offset_of(ppn), false);
+      Region& r = *pages_.find(ppn);
+      r.set_traced(ReverseMap::offset_of(ppn), false);
+      r.set_mirrored(ReverseMap::offset_of(ppn), false);
     }
   }
 }
@@ -250,7 +308,8 @@ void ShadowTables::drop(std::uint32_t number, Change& change) {
   }
   for (const auto& block : t.blocks) link_blocks_ -= block ? 1 : 0;
   if (t.key.level == 4) leave_root(number);
-  if (!t.settled) unsettled_.fetch_sub(1, std::memory_order_acq_rel);
+  stop_settling(t);
+  if (t.unsync) set_unsync(number, false);
   remove(t, number);
   change.retired.push_back(t.mpn);
   live_.fetch_sub(1, std::memory_order_relaxed);
@@ -301,9 +360,13 @@ void ShadowTables::settle(const std::vector<Change::Settling>& which) {
   for (const auto& [number, serial] : which) {
     if (number >= tables_.size() || !tables_[number]) continue;
     ShadowTable& t = *tables_[number];
-    if (t.serial != serial || t.settled) continue;
+    if (t.serial != serial || !t.settling) continue;
+    stop_settling(t);
     t.settled = true;
-    unsettled_.fetch_sub(1, std::memory_order_acq_rel);
+    if (!t.unsync) continue;
+    // From here on every store is announced; what was not is found now.
+    zap_outdated(number);
+    set_unsync(number, false);
   }
   // What a miss read from these pages before this point may have been overwritten unannounced.
   next_generation();
@@ -315,7 +378,7 @@ Expected<MPN, Shortage> ShadowTables::take_frame(Change& change) {
   Shortage shortage = Shortage::budget;
   if (change.retired.empty()) {
     if (live_.load(std::memory_order_relaxed) + retiring_->load(std::memory_order_relaxed) <
-        options_.table_frames) {
+        max_tables_) {
       const auto fresh = frames_.allocate(FrameKind::shadow_table);
       if (fresh) return *fresh;
       shortage = Shortage::frames;
@@ -391,6 +454,15 @@ void ShadowTables::begin_trace(PPN ppn, Change& change) {
   change.flush.add({ppn, 1});
 }
 
+bool ShadowTables::flooded(const ShadowTable& t, std::uint32_t writes) const noexcept {
+  if (t.users.load(std::memory_order_relaxed) != 0) return false;
+  // A root that nobody runs on is most likely the page of a process that has ended, used for
+  // something else by now.
+  const bool patient = t.key.level > 1 && t.parents != kNone;
+  const std::uint32_t limit = options_.write_flood_limit * (patient ? kUpperLevelPatience : 1U);
+  return limit != 0 && writes >= limit;
+}
+
 bool ShadowTables::note_write(PPN ppn, std::uint64_t offset, std::uint64_t length) noexcept {
   const auto weight = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, length / 8));
   traced_writes_.fetch_add(1, std::memory_order_relaxed);
@@ -398,9 +470,7 @@ bool ShadowTables::note_write(PPN ppn, std::uint64_t offset, std::uint64_t lengt
   for (std::uint32_t n = by_tag_.find(ppn.value()); n != kNone; n = tables_[n]->next_same_tag) {
     ShadowTable& t = *tables_[n];
     const std::uint32_t writes = t.writes.fetch_add(weight, std::memory_order_relaxed) + weight;
-    const std::uint32_t limit =
-        options_.write_flood_limit * (t.key.level > 1 ? kUpperLevelPatience : 1U);
-    if (writes >= limit && t.users.load(std::memory_order_relaxed) == 0) apply = true;
+    apply = apply || flooded(t, writes);
     const EntryRange range = derived_entries(t.key, offset, length);
     for (std::uint32_t i = range.first; i <= range.last && !apply; ++i) {
       const Link* l = t.link(i);
@@ -413,21 +483,16 @@ bool ShadowTables::note_write(PPN ppn, std::uint64_t offset, std::uint64_t lengt
 void ShadowTables::apply_write(PPN ppn, std::uint64_t offset, std::uint64_t length,
                                Change& change) {
   // Nothing is dropped while the chain is walked: orphans wait for reap().
-  std::vector<std::uint32_t> flooded;
+  std::vector<std::uint32_t> given_up;
   for (std::uint32_t n = by_tag_.find(ppn.value()); n != kNone; n = tables_[n]->next_same_tag) {
     ShadowTable& t = *tables_[n];
     const EntryRange range = derived_entries(t.key, offset, length);
     for (std::uint32_t i = range.first; i <= range.last; ++i) zap(n * kEntries + i, change);
-    const std::uint32_t limit =
-        options_.write_flood_limit * (t.key.level > 1 ? kUpperLevelPatience : 1U);
-    if (t.writes.load(std::memory_order_relaxed) >= limit &&
-        t.users.load(std::memory_order_relaxed) == 0) {
-      flooded.push_back(n);
-    }
+    if (flooded(t, t.writes.load(std::memory_order_relaxed))) given_up.push_back(n);
   }
   // Dropping may queue orphans, but removes no table other than the one named.
-  for (const std::uint32_t n : flooded) drop(n, change);
-  counters_.floods += flooded.size();
+  for (const std::uint32_t n : given_up) drop(n, change);
+  counters_.floods += given_up.size();
   reap(change);
 }
 
@@ -447,7 +512,7 @@ void ShadowTables::drop_pages(PpnRange range, Change& change) {
     for (std::uint32_t i = 0; i < kRegionPages; ++i) {
       if (!range.contains(r.base + i)) continue;
       while (r.heads[i] != kNone) zap(r.heads[i], change);
-      if (!r.traced(i)) continue;
+      if (!r.mirrored(i)) continue;
       // The page may come back with other contents (discarded, poisoned).
       for (std::uint32_t n = by_tag_.find((r.base + i).value()); n != kNone;
            n = tables_[n]->next_same_tag) {
@@ -485,6 +550,9 @@ ShadowStats ShadowTables::stats() const {
   s.traced_writes = traced_writes_.load(std::memory_order_relaxed);
   s.root_hits = root_hits_.load(std::memory_order_relaxed);
   s.root_misses = root_misses_.load(std::memory_order_relaxed);
+  s.prefetch_used = prefetch_used_.load(std::memory_order_relaxed);
+  s.unsync_now = unsync_.size();
+  s.limit_bytes = options_.memory_limit;
   return s;
 }
 

@@ -206,7 +206,8 @@ class ShadowStress : public testing::TestWithParam<bool> {};
 
 TEST_P(ShadowStress, EveryVcpuSeesItsOwnEdits) {
   ShadowOptions options;
-  options.table_frames = 24;
+  options.unsync = false;
+  options.memory_limit = 24 * kTableCost;
   options.write_flood_limit = 6;
   RealGuest g{options};
   g.fill(64);

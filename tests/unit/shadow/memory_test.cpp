@@ -19,7 +19,7 @@ constexpr std::uint64_t kRoot = 16;
 
 [[nodiscard]] ShadowOptions budget(std::uint32_t frames) {
   ShadowOptions o = TestGuest::patient();
-  o.table_frames = frames;
+  o.memory_limit = frames * kTableCost;
   return o;
 }
 

@@ -18,8 +18,8 @@ namespace {
 struct World {
   const char* name;
   PagingMode mode;
-  std::uint32_t budget;
-  bool lazy;  ///< the editing engine passes epochs only between instructions
+  std::uint32_t budget;  ///< in tables
+  bool lazy;             ///< the editing engine passes epochs only between instructions
   std::uint16_t flood;
 };
 
@@ -30,7 +30,8 @@ class RandomGuest : public testing::TestWithParam<World> {
 
   static ShadowOptions options() {
     ShadowOptions o;
-    o.table_frames = GetParam().budget;
+    o.unsync = false;
+    o.memory_limit = GetParam().budget * kTableCost;
     o.write_flood_limit = GetParam().flood;
     return o;
   }
@@ -198,13 +199,13 @@ TEST_P(RandomGuest, AlwaysAgreesWithAFreshWalk) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Worlds, RandomGuest,
-                         testing::Values(World{"Long4", PagingMode::long4, 128, false, 60000},
-                                         World{"Long4Lazy", PagingMode::long4, 128, true, 60000},
+                         testing::Values(World{"Long4", PagingMode::long4, 128, false, 0},
+                                         World{"Long4Lazy", PagingMode::long4, 128, true, 0},
                                          World{"Long4Flood", PagingMode::long4, 128, true, 3},
                                          World{"Long4Tight", PagingMode::long4, 8, true, 12},
-                                         World{"Pae", PagingMode::pae, 128, false, 60000},
+                                         World{"Pae", PagingMode::pae, 128, false, 0},
                                          World{"PaeTight", PagingMode::pae, 10, true, 3},
-                                         World{"I386", PagingMode::i386, 128, false, 60000},
+                                         World{"I386", PagingMode::i386, 128, false, 0},
                                          World{"I386Lazy", PagingMode::i386, 128, true, 12},
                                          World{"I386Tight", PagingMode::i386, 9, false, 3}),
                          [](const auto& param) { return param.param.name; });

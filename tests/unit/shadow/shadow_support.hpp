@@ -276,10 +276,10 @@ class TestGuest {
       : frames{pool}, p2m{frames, domain} {
     mmu = make_shadow_backend(p2m, frames, domain, options);
   }
-  /// Options without the write-flood rule.
+  /// Tables that follow the guest's store by store, and nothing else.
   static ShadowOptions patient() {
-    ShadowOptions o;
-    o.write_flood_limit = 60000;
+    ShadowOptions o = plain_options();
+    o.large_pages = true;
     return o;
   }
   [[nodiscard]] std::byte* host(PA pa) const {

@@ -184,7 +184,7 @@ TEST_F(Tracing, LargeLeafOverANewTableIsBroken) {
 }
 
 TEST_F(Tracing, WriteFloodGivesATableUp) {
-  ShadowOptions options;
+  ShadowOptions options = TestGuest::patient();
   options.write_flood_limit = 4;
   TestGuest f{options};
   build_long4(f, kRoot);
@@ -217,7 +217,9 @@ TEST_F(Tracing, WriteFloodGivesATableUp) {
 }
 
 TEST_F(Tracing, BulkStoreIsAFlood) {
-  TestGuest f{ShadowOptions{}};
+  ShadowOptions options = TestGuest::patient();
+  options.write_flood_limit = 12;
+  TestGuest f{options};
   build_long4(f, kRoot);
   f.mmu->set_context(0, long4(kRoot));
   f.put(at(kTable, 1), to(100, kPWU));
