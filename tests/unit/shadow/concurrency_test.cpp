@@ -126,8 +126,10 @@ TEST(RealP2m, LeavesNoFrameBehind) {
 /// once, whatever the others and the P2M do meanwhile.
 class Stress {
  public:
-  Stress(RealGuest& guest, VcpuId vcpu, bool lazy)
-      : g_{guest}, vcpu_{vcpu}, lazy_{lazy}, random_{vcpu} {}
+  /// `flushes`: the guest follows each edit with INVLPG, or now and then with a load of CR3, as it
+  /// has to where tables may be out of sync.
+  Stress(RealGuest& guest, VcpuId vcpu, bool lazy, bool flushes)
+      : g_{guest}, vcpu_{vcpu}, lazy_{lazy}, flushes_{flushes}, random_{vcpu} {}
 
   void run(int steps) {
     FakeEngine engine{g_.m.domain, *g_.mmu, g_.m.window(), 2 * vcpu_ + 1, lazy_};
@@ -142,6 +144,11 @@ class Stress {
         mapped[own] = kFirstData + random_() % 64;
         const PA entry{g_.table.value() + index * 8};
         while (!engine.store(entry, to(mapped[own], kPWU))) engine.quiesce();
+        if (flushes_ && random_() % 8 == 0) {
+          g_.mmu->invalidate(2 * vcpu_, FlushScope::pcid, 0, {});
+        } else if (flushes_) {
+          g_.mmu->invalidate_page(2 * vcpu_, page(index));
+        }
       } else if (mapped[own] != 0) {
         check(engine, index, mapped[own]);
       }
@@ -172,6 +179,7 @@ class Stress {
   RealGuest& g_;
   VcpuId vcpu_;
   bool lazy_;
+  bool flushes_;
   std::mt19937_64 random_;
 };
 
@@ -202,11 +210,17 @@ void disturb(RealGuest& g, const std::atomic<bool>& stop) {
   }
 }
 
-class ShadowStress : public testing::TestWithParam<bool> {};
+struct StressKind {
+  const char* name;
+  bool lazy;
+  bool unsync;
+};
+
+class ShadowStress : public testing::TestWithParam<StressKind> {};
 
 TEST_P(ShadowStress, EveryVcpuSeesItsOwnEdits) {
   ShadowOptions options;
-  options.unsync = false;
+  options.unsync = GetParam().unsync;
   options.memory_limit = 24 * kTableCost;
   options.write_flood_limit = 6;
   RealGuest g{options};
@@ -215,20 +229,29 @@ TEST_P(ShadowStress, EveryVcpuSeesItsOwnEdits) {
   std::thread reclaim{[&] { disturb(g, stop); }};
   std::vector<std::thread> vcpus;
   for (VcpuId v = 0; v < 3; ++v) {
-    vcpus.emplace_back([&g, v] { Stress{g, v, GetParam()}.run(4000); });
+    vcpus.emplace_back([&g, v] { Stress{g, v, GetParam().lazy, GetParam().unsync}.run(4000); });
   }
   for (auto& t : vcpus) t.join();
   stop.store(true);
   reclaim.join();
   const ShadowStats stats = g.mmu->shadow_stats();
-  EXPECT_GT(stats.traced_writes, 0U);
+  if (GetParam().unsync) {
+    EXPECT_GT(stats.unsyncs, 0U);
+    EXPECT_GT(stats.outdated, 0U);
+  } else {
+    EXPECT_GT(stats.traced_writes, 0U);
+  }
   EXPECT_GT(stats.zaps, 0U);
   EXPECT_LE(stats.pages + stats.retiring, 24U);
   EXPECT_GT(g.mmu->stats().translations, g.mmu->stats().backend_misses);
 }
 
-INSTANTIATE_TEST_SUITE_P(Engines, ShadowStress, testing::Bool(),
-                         [](const auto& param) { return param.param ? "Lazy" : "Eager"; });
+INSTANTIATE_TEST_SUITE_P(Engines, ShadowStress,
+                         testing::Values(StressKind{"Eager", false, false},
+                                         StressKind{"Lazy", true, false},
+                                         StressKind{"EagerUnsync", false, true},
+                                         StressKind{"LazyUnsync", true, true}),
+                         [](const auto& param) { return param.param.name; });
 
 }  // namespace
 }  // namespace strata::shadow::test

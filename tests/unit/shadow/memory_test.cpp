@@ -194,6 +194,50 @@ TEST(ShadowMemory, RandomTablesStayWithinTheBudget) {
   expect_all_given_back(s);
 }
 
+/// A guest that wants as many tables as it can get, with every technique on: what they cost stays
+/// below the limit after every single step, and every access gets through.
+TEST(ShadowMemory, LimitInBytesHoldsUnderAttack) {
+  constexpr std::uint64_t kLimit = 40 * kTableCost;
+  ShadowOptions options;
+  options.memory_limit = kLimit;
+  TestGuest s{options};
+  FakeEngine holder{s.domain, *s.mmu, s.frames.window(), 1, true};
+  // 16 roots that share nothing; under each, 8 leaf tables with an entry in every link block.
+  const auto base = [](std::uint64_t space) { return 100 + 16 * space; };
+  for (std::uint64_t i = 0; i < 16; ++i) {
+    s.put(at(base(i)), to(base(i) + 1, kPWU));
+    s.put(at(base(i) + 1), to(base(i) + 2, kPWU));
+    for (std::uint64_t t = 0; t < 8; ++t) {
+      s.put(at(base(i) + 2, t), to(base(i) + 3 + t, kPWU));
+      for (std::uint64_t e = 0; e < 512; ++e) {
+        s.put(at(base(i) + 3 + t, e), to(1000 + e, kPWU | kA | kD));
+      }
+    }
+  }
+  std::uint64_t most = 0;
+  for (std::uint64_t step = 0; step < 3000; ++step) {
+    const std::uint64_t space = step * 7 % 16;
+    s.mmu->set_context(0, long4(base(space)));
+    const std::uint64_t n = step * 37 % 4096;
+    ASSERT_EQ(s.read(page(n))->pa, at(1000 + n % 512));
+    if (step % 5 == 0) s.put(at(base(space) + 3 + n / 512, 3), to(1003, kPWU | kA));
+    if (step % 64 == 0) holder.quiesce();
+    const ShadowStats stats = s.mmu->shadow_stats();
+    const std::uint64_t cost = (stats.pages + stats.retiring) * kPageSize + stats.metadata_bytes;
+    ASSERT_LE(cost, kLimit);
+    ASSERT_EQ(s.frames.tables(), stats.pages + stats.retiring);
+    most = std::max(most, cost);
+  }
+  EXPECT_GT(s.mmu->shadow_stats().evictions, 100U);
+  EXPECT_GT(most, kLimit / 3) << "the limit was never near";
+  EXPECT_EQ(s.mmu->shadow_stats().limit_bytes, kLimit);
+}
+
+TEST(ShadowMemory, LimitGrowsWithTheGuest) {
+  EXPECT_EQ(default_memory_limit(64ULL << 20), 4ULL << 20);
+  EXPECT_EQ(default_memory_limit(1ULL << 30), 32ULL << 20);
+}
+
 /// Tables where no table should be.
 TEST(ShadowMemory, TablesInRomZeroPagesAndDevices) {
   TestGuest s;
