@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <stdexcept>
+#include <string_view>
 #include <vector>
 
 #include "machine/frame_allocator.hpp"
@@ -238,5 +239,217 @@ void BM_RootSwitch(benchmark::State& state) {
   }
 }
 BENCHMARK(BM_RootSwitch)->Arg(16);
+
+// --- each technique on and off: what a guest does, as an engine would pass it on
+
+/// Backend options by name: everything, everything but one, nothing.
+shadow::ShadowOptions without(std::string_view name) {
+  shadow::ShadowOptions o;
+  if (name == "all") return shadow::plain_options();
+  for (const shadow::Technique& t : shadow::techniques()) {
+    if (t.name == name) t.turn_off(o);
+  }
+  return o;
+}
+
+/// Counts what one iteration cost the backend.
+class Events {
+ public:
+  explicit Events(const shadow::ShadowBackend& mmu)
+      : mmu_{mmu}, mmu_before_{mmu.stats()}, before_{mmu.shadow_stats()} {}
+  void report(benchmark::State& state) const {
+    const MmuStats m = mmu_.stats();
+    const shadow::ShadowStats s = mmu_.shadow_stats();
+    const auto per = [&](const char* name, std::uint64_t n) {
+      state.counters[name] =
+          benchmark::Counter(static_cast<double>(n), benchmark::Counter::kAvgIterations);
+    };
+    per("misses", m.backend_misses - mmu_before_.backend_misses);
+    per("traced_writes", m.traced_writes - mmu_before_.traced_writes);
+    per("unsyncs", s.unsyncs - before_.unsyncs);
+    per("resyncs", s.resyncs - before_.resyncs);
+    per("outdated", s.outdated - before_.outdated);
+    per("floods", s.floods - before_.floods);
+    per("prefetched", s.prefetched - before_.prefetched);
+    per("prefetch_used", s.prefetch_used - before_.prefetch_used);
+    per("evictions", s.evictions - before_.evictions);
+  }
+
+ private:
+  const shadow::ShadowBackend& mmu_;
+  MmuStats mmu_before_;
+  shadow::ShadowStats before_;
+};
+
+/// vCPU 1 has paging off: it stores to tables as a kernel does through its direct map.
+void kernel_store(Guest& g, PA pa, std::uint64_t value) {
+  const auto t = g.mmu->translate(1, VA{pa.value()}, {AccessKind::write, false, false});
+  g.word(pa).store(value);
+  if (t && t->traced) g.mmu->guest_wrote(pa, sizeof value);
+}
+
+PA leaf_entry(std::uint64_t page) {
+  return PA{(kTables + 4 + page / 512) * kPageSize + page % 512 * 8};
+}
+
+void touch(Guest& g, std::uint64_t first, std::uint64_t count, std::uint64_t stride = 1) {
+  for (std::uint64_t p = first; p < first + count; p += stride) {
+    benchmark::DoNotOptimize(g.mmu->translate(0, VA{p * kPageSize}, {}));
+  }
+}
+
+/// fork(): write protection of 1024 pages by stores to their entries, a CR3 load, and 64 of the
+/// pages used again.
+void BM_Fork(benchmark::State& state, std::string_view off) {
+  Guest g{without(off)};
+  g.mmu->set_context(1, {});
+  touch(g, 0, 1024);
+  const Events events{*g.mmu};
+  std::uint64_t writable = 2;
+  for (auto _ : state) {
+    writable ^= 2;
+    for (std::uint64_t p = 0; p < 1024; ++p) {
+      kernel_store(g, leaf_entry(p), p << 12 | 0x5 | kDirty | writable);
+    }
+    g.mmu->invalidate(0, FlushScope::pcid, 0, {});
+    touch(g, 0, 1024, 16);
+  }
+  events.report(state);
+}
+
+/// Page faults: an entry that was not present is made so and used, 256 times over two tables; then
+/// a CR3 load, and all are taken away with INVLPG.
+void BM_FaultStorm(benchmark::State& state, std::string_view off) {
+  Guest g{without(off)};
+  g.mmu->set_context(1, {});
+  touch(g, 0, 1024);
+  const Events events{*g.mmu};
+  for (auto _ : state) {
+    for (std::uint64_t i = 0; i < 256; ++i) {
+      const std::uint64_t p = i * 4;
+      kernel_store(g, leaf_entry(p), p << 12 | kRights);
+      touch(g, p, 1);
+    }
+    g.mmu->invalidate(0, FlushScope::pcid, 0, {});
+    for (std::uint64_t i = 0; i < 256; ++i) {
+      kernel_store(g, leaf_entry(i * 4), 0);
+      g.mmu->invalidate_page(0, VA{i * 4 * kPageSize});
+    }
+  }
+  events.report(state);
+}
+
+/// A page of tables that becomes data, 64 times: tables are given to the guest as a buffer that is
+/// written from end to end.
+void BM_TableReuse(benchmark::State& state, std::string_view off) {
+  Guest g{without(off)};
+  g.mmu->set_context(1, {});
+  const Events events{*g.mmu};
+  for (auto _ : state) {
+    touch(g, 0, 512, 8);
+    for (std::uint64_t i = 0; i < 512; ++i)
+      kernel_store(g, leaf_entry(i), i << 12 | kRights | kDirty);
+  }
+  events.report(state);
+}
+
+/// All 32 MiB used in order after all mappings were lost.
+void BM_SequentialTouch(benchmark::State& state, std::string_view off) {
+  Guest g{without(off)};
+  touch(g, 0, kPages);
+  const Events events{*g.mmu};
+  for (auto _ : state) {
+    state.PauseTiming();
+    g.forget();
+    state.ResumeTiming();
+    touch(g, 0, kPages);
+  }
+  events.report(state);
+}
+
+/// Eight processes with PCIDs over a common kernel of global pages: each switch comes back without
+/// a flush, one kernel entry changes, and 32 pages of process and kernel are used.
+void BM_ContextSwitch(benchmark::State& state, std::string_view off) {
+  constexpr std::uint64_t kGlobal = 0x100;
+  Guest g{without(off)};
+  g.mmu->set_context(1, {});
+  for (std::uint64_t p = 0; p < 512; ++p)
+    g.store(kTables + 4, p, p << 12 | kRights | kDirty | kGlobal);
+  std::vector<PagingContext> spaces;
+  for (std::uint64_t i = 0; i < 8; ++i) {
+    const std::uint64_t own = kTables + 64 + 4 * i;
+    g.store(own, 0, (kTables + 1) << 12 | kRights);
+    g.store(own, 1, (own + 1) << 12 | kRights);
+    g.store(own + 1, 0, (own + 2) << 12 | kRights);
+    g.store(own + 2, 0, (own + 3) << 12 | kRights);
+    for (std::uint64_t p = 0; p < 64; ++p) g.store(own + 3, p, (512 + p) << 12 | kRights | kDirty);
+    PagingContext c;
+    c.mode = PagingMode::long4;
+    c.root = address_of(PPN{own});
+    c.wp = c.nxe = c.pge = c.pcide = true;
+    c.pcid = static_cast<std::uint16_t>(i + 1);
+    spaces.push_back(c);
+  }
+  g.mmu->invalidate(0, FlushScope::all, 0, {});
+  constexpr std::uint64_t kOwn = 1ULL << 39;
+  std::uint64_t round = 0;
+  const Events events{*g.mmu};
+  for (auto _ : state) {
+    const std::uint64_t i = round++ % spaces.size();
+    g.mmu->set_context(0, spaces[i]);
+    const std::uint64_t changed = 256 + round % 200;
+    kernel_store(g, leaf_entry(changed), changed << 12 | kRights | kDirty | kGlobal);
+    kernel_store(g, PA{(kTables + 64 + 4 * i + 3) * kPageSize + 60 * 8},
+                 600 << 12 | kRights | kDirty);
+    touch(g, 0, 32);
+    touch(g, kOwn >> kPageShift, 32);
+  }
+  events.report(state);
+}
+
+/// Sixteen address spaces of 40 tables' worth under a limit of range tables: what a hostile guest
+/// pays, and what it costs the host.
+void BM_TablesUnderLimit(benchmark::State& state) {
+  shadow::ShadowOptions options;
+  options.memory_limit = static_cast<std::uint64_t>(state.range(0)) * shadow::kTableCost;
+  Guest g{options};
+  std::vector<PagingContext> spaces;
+  for (std::uint64_t i = 0; i < 16; ++i) {
+    const std::uint64_t own = kTables + 64 + 4 * i;
+    for (std::uint64_t t = 0; t < 8; ++t) g.store(own, t, (own + 1) << 12 | kRights);
+    g.store(own + 1, 0, (kTables + 2) << 12 | kRights);
+    PagingContext c;
+    c.mode = PagingMode::long4;
+    c.root = address_of(PPN{own});
+    c.wp = c.nxe = true;
+    spaces.push_back(c);
+  }
+  std::uint64_t round = 0;
+  const Events events{*g.mmu};
+  for (auto _ : state) {
+    g.mmu->set_context(0, spaces[round++ % spaces.size()]);
+    for (std::uint64_t t = 0; t < 16; ++t) touch(g, t * 512, 1);
+  }
+  events.report(state);
+  const shadow::ShadowStats s = g.mmu->shadow_stats();
+  state.counters["tables_KiB"] =
+      static_cast<double>((s.pages * kPageSize + s.metadata_bytes) >> 10);
+  state.counters["limit_KiB"] = static_cast<double>(s.limit_bytes >> 10);
+}
+BENCHMARK(BM_TablesUnderLimit)->Arg(8)->Arg(24)->Arg(400);
+
+#define STRATA_ON_AND_OFF(bench, technique)             \
+  BENCHMARK_CAPTURE(bench, everything_on, "none");      \
+  BENCHMARK_CAPTURE(bench, no_##technique, #technique); \
+  BENCHMARK_CAPTURE(bench, everything_off, "all")
+
+STRATA_ON_AND_OFF(BM_Fork, unsync);
+STRATA_ON_AND_OFF(BM_FaultStorm, unsync);
+STRATA_ON_AND_OFF(BM_TableReuse, flood);
+BENCHMARK_CAPTURE(BM_TableReuse, no_unsync, "unsync");
+STRATA_ON_AND_OFF(BM_SequentialTouch, prefetch);
+STRATA_ON_AND_OFF(BM_ContextSwitch, pcid);
+BENCHMARK_CAPTURE(BM_ContextSwitch, no_global, "global");
+BENCHMARK_CAPTURE(BM_ContextSwitch, no_unsync, "unsync");
 
 }  // namespace

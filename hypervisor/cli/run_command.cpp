@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "cli/commands.hpp"
+#include "vmm/capabilities.hpp"
 #include "vmm/console.hpp"
 #include "vmm/vm.hpp"
 
@@ -122,7 +123,8 @@ void add_run_command(CLI::App& app, int& exit_code) {
   command->add_option("--memory", options->memory, "Guest memory, e.g. 512M or 2G [512M]");
   command->add_option("--cpus", options->cpus, "Number of vCPUs [1]");
   command->add_option("--engine", options->engine, "Engine: interp [interp]");
-  command->add_option("--mmu", options->mmu, "Memory backend: shadow, ept, npt or auto [auto]");
+  command->add_option("--mmu", options->mmu,
+                      "Memory backend: shadow, ept, npt or auto [auto]" + vmm::mmu_words_help());
   command->add_option("--cpu-model", options->cpu_model,
                       "CPU model: default or mitigation-free [default]");
   command->add_option("--serial", options->serial,

@@ -115,6 +115,17 @@ Expected<void, std::string> check_combination(std::string_view engine, std::stri
       "--mmu: '{}' does not work with engine {}; this build has:{} auto", mmu, engine, works)};
 }
 
+std::string mmu_words_help() {
+  std::string help;
+#ifdef STRATA_HAS_SHADOW
+  help = "; shadow may be followed by ,limit=SIZE (bytes of shadow tables [RAM/32]) and by";
+  for (const shadow::Technique& t : shadow::techniques()) {
+    help += fmt::format(" ,no-{} ({})", t.name, t.meaning);
+  }
+#endif
+  return help;
+}
+
 std::string resolve_mmu(std::string_view engine, std::string_view mmu) {
   if (mmu != "auto") return std::string{mmu};
   // The first combination of an engine is the one measured to be fastest for it (docs/).

@@ -30,6 +30,9 @@ struct Combination {
 [[nodiscard]] Expected<void, std::string> check_combination(std::string_view engine,
                                                             std::string_view mmu);
 
+/// For --help: the words that may follow a name after --mmu. Empty if no backend takes any.
+[[nodiscard]] std::string mmu_words_help();
+
 /// "auto" resolved for `engine`; other names as they are. The combination has been checked.
 [[nodiscard]] std::string resolve_mmu(std::string_view engine, std::string_view mmu);
 

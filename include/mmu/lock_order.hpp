@@ -6,7 +6,8 @@
 //   devices::LocalApic::mutex_        released before the bus, the PIC or callbacks are called
 //   machine::GuestMemory listeners    held shared while listeners are called
 //   machine::P2mTable observers_lock_ held shared while observers are called
-//   shadow, nested: the backend lock  never held across P2m::resolve() or Flush::commit()
+//   shadow, nested: the backend lock  never held across P2m::resolve() or Flush::commit(); shadow:
+//                                     shared for hits of any number of vCPUs, exclusive to change
 //   machine::FrameAllocator           central list; its per-thread caches are leaves
 //   FlushDomain::lock_                held while holders' invalidate() runs
 //   interp::Core::mailbox_lock_       leaf

@@ -68,6 +68,8 @@ class Endings(unittest.TestCase):
         mmus = [line.split()[1] for line in version.stdout.splitlines()
                 if line.startswith("interp")]
         self.assertTrue(mmus)
+        if "shadow" in mmus:
+            mmus.append("shadow,no-unsync,no-flood,no-prefetch,no-global,no-pcid,no-large,limit=1M")
         for mmu in mmus:
             done = run("--kernel", GUEST, "--append", "auto", "--memory", "64M", "--mmu", mmu)
             self.assertEqual(done.returncode, 0, done.stdout)
@@ -99,6 +101,11 @@ class Mistakes(unittest.TestCase):
                 ("--memory", ["--kernel", GUEST, "--memory", "99999999999999999999G"]),
                 ("--memory", ["--kernel", GUEST, "--memory", "400G"]),
                 ("--mmu", ["--kernel", GUEST, "--mmu", "fast"]),
+                ("takes no 'no-unsync'", ["--kernel", GUEST, "--mmu", "auto,no-unsync"]),
+                ("no-prefetch", ["--kernel", GUEST, "--mmu", "shadow,no-sync"]),
+                ("does not know ''", ["--kernel", GUEST, "--mmu", "shadow,"]),
+                ("limit=8M", ["--kernel", GUEST, "--mmu", "shadow,limit=big"]),
+                ("limit=8M", ["--kernel", GUEST, "--mmu", "shadow,limit=0"]),
                 ("--engine", ["--kernel", GUEST, "--engine", "warp"]),
                 ("--cpus", ["--kernel", GUEST, "--cpus", "0"]),
                 ("--cpu-model", ["--kernel", GUEST, "--cpu-model", "z80"]),

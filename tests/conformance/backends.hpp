@@ -22,15 +22,17 @@ namespace strata::conformance {
 /// The example of docs/adding-a-backend.md: it has no tables of its own.
 inline constexpr std::string_view kTableless = "tableless";
 
+/// `shadow` with every technique that can be turned off turned off.
+inline constexpr std::string_view kPlainShadow = "shadow_plain";
+
 inline std::vector<std::string_view> backends() {
   return {
       kTableless,
 #ifdef STRATA_HAS_NESTED
-      "ept",
-      "npt",
+      "ept",      "npt",
 #endif
 #ifdef STRATA_HAS_SHADOW
-      "shadow",
+      "shadow",   kPlainShadow,
 #endif
   };
 }
@@ -43,7 +45,7 @@ inline std::unique_ptr<Mmu> make_backend(std::string_view name, P2m& p2m, FrameS
     return std::make_unique<example::TablelessMmu>(p2m, frames.window(), 8);
   }
 #ifdef STRATA_HAS_NESTED
-  if (name != "shadow") {
+  if (name == "ept" || name == "npt") {
     nested::NestedOptions options;
     options.guest_caches = options.nested_tlb = options.nested_caches = caches;
     return nested::make_nested(name == "ept" ? nested::Format::ept : nested::Format::npt, p2m,
@@ -52,6 +54,9 @@ inline std::unique_ptr<Mmu> make_backend(std::string_view name, P2m& p2m, FrameS
 #endif
 #ifdef STRATA_HAS_SHADOW
   if (name == "shadow") return shadow::make_shadow(p2m, frames, domain, {});
+  if (name == kPlainShadow) {
+    return shadow::make_shadow(p2m, frames, domain, shadow::plain_options());
+  }
 #endif
   return nullptr;
 }
