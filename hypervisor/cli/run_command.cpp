@@ -121,7 +121,7 @@ void add_run_command(CLI::App& app, int& exit_code) {
   command->add_option("--initrd", options->initrd, "Initial RAM disk");
   command->add_option("--append", options->append, "Kernel command line");
   command->add_option("--memory", options->memory, "Guest memory, e.g. 512M or 2G [512M]");
-  command->add_option("--cpus", options->cpus, "Number of vCPUs [1]");
+  command->add_option("--cpus", options->cpus, "Number of vCPUs, 1 to 8 [1]");
   command->add_option("--engine", options->engine, "Engine: interp [interp]");
   command->add_option("--mmu", options->mmu,
                       "Memory backend: shadow, ept, npt or auto [auto]" + vmm::mmu_words_help());

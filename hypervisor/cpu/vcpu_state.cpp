@@ -24,4 +24,26 @@ VcpuState flat_protected_mode(std::uint32_t entry) noexcept {
   return s;
 }
 
+VcpuState after_init(const VcpuState& before, std::uint32_t signature) noexcept {
+  VcpuState s;
+  s.msr = before.msr;
+  s.vector = before.vector;
+  s.pkru = before.pkru;
+  s.gpr[RDX] = signature;
+  s.cr0 = (before.cr0 & (cr0::CD | cr0::NW)) | cr0::ET;
+  s.rip = 0xFFF0;
+  s.segment.fill(Segment{0, 0xFFFF, 0, 0x0093});
+  s.segment[CS] = Segment{0xFFFF0000, 0xFFFF, 0xF000, 0x009B};
+  s.ldtr = Segment{0, 0xFFFF, 0, 0x0082};
+  s.tr = Segment{0, 0xFFFF, 0, 0x008B};
+  s.gdtr = s.idtr = DescriptorTable{0, 0xFFFF};
+  return s;
+}
+
+void start_up(VcpuState& state, std::uint8_t vector) noexcept {
+  state.segment[CS].selector = static_cast<std::uint16_t>(vector << 8);
+  state.segment[CS].base = static_cast<std::uint64_t>(vector) << 12;
+  state.rip = 0;
+}
+
 }  // namespace strata::cpu

@@ -149,4 +149,10 @@ void reset_x87(VectorState& v) noexcept;
 /// Flat 32-bit protected mode with paging off at `entry`: how PVH and Multiboot enter.
 [[nodiscard]] VcpuState flat_protected_mode(std::uint32_t entry) noexcept;
 
+/// What INIT leaves of `before` (SDM 3A table 9-1): x87 and vector state, XCR0, the MSRs other than
+/// EFER, and CR0.CD and NW stay. `signature` is CPUID.1:EAX, which RDX gets.
+[[nodiscard]] VcpuState after_init(const VcpuState& before, std::uint32_t signature) noexcept;
+/// SIPI: the vCPU starts at CS = vector << 8, IP = 0 in real mode (SDM 3A 9.4.2).
+void start_up(VcpuState& state, std::uint8_t vector) noexcept;
+
 }  // namespace strata::cpu

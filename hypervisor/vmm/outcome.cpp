@@ -1,4 +1,4 @@
-#include "vmm/vm.hpp"
+#include "vmm/outcome.hpp"
 
 namespace strata::vmm {
 

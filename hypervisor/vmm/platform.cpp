@@ -12,15 +12,8 @@ Platform::Platform(const Config& config, devices::GuestClock& clock, const cpu::
                    devices::CharSink& sink, devices::MachineControl& control,
                    devices::MemoryWriter& memory)
     : timers_{clock},
-      apic_{{.id = 0,
-             .bootstrap = true,
-             .physical_bits = model.maxphyaddr(),
-             .x2apic = model.has(cpu::Feature::x2apic),
-             .tsc_deadline = model.has(cpu::Feature::tsc_deadline)},
-            apic_bus_,
-            clock,
-            timers_},
-      pic_{apic_.lint0()},
+      apics_{make_apics(config.vcpus, model, apic_bus_, clock, timers_)},
+      pic_{apics_[0]->lint0()},
       ioapic_{apic_bus_, layout::kIoApicId},
       irqs_{pic_, ioapic_},
       pit_{clock, timers_, irqs_.isa(layout::kPitIrq)},
@@ -35,9 +28,26 @@ Platform::Platform(const Config& config, devices::GuestClock& clock, const cpu::
       pci_{control},
       system_ports_{{.debug_exit_port = config.debug_exit_port}, control},
       kvmclock_{clock, memory, config.vcpus} {
-  apic_.connect_pic(pic_);
-  apic_.enter_virtual_wire_mode();
+  // The PIC's INTR goes to the bootstrap processor's LINT0 alone: firmware leaves the others' LINT0
+  // masked, and one interrupt must not be acknowledged twice.
+  apics_[0]->connect_pic(pic_);
+  apics_[0]->enter_virtual_wire_mode();
   attach_all();
+}
+
+Platform::Apics Platform::make_apics(unsigned count, const cpu::CpuModel& model,
+                                     devices::ApicBus& bus, devices::Clock& clock,
+                                     devices::Timers& timers) {
+  Apics apics;
+  for (unsigned id = 0; id < count; ++id) {
+    const devices::LocalApic::Config config{.id = id,
+                                            .bootstrap = id == 0,
+                                            .physical_bits = model.maxphyaddr(),
+                                            .x2apic = model.has(cpu::Feature::x2apic),
+                                            .tsc_deadline = model.has(cpu::Feature::tsc_deadline)};
+    apics.push_back(std::make_unique<devices::LocalApic>(config, bus, clock, timers));
+  }
+  return apics;
 }
 
 void Platform::attach_all() {
@@ -55,26 +65,28 @@ void Platform::attach_all() {
   must(ioapic_.attach(mmio_, layout::kIoApicBase));
 }
 
-std::uint64_t Platform::mmio_read(PA pa, unsigned size) {
-  return apic_.claims(pa) ? apic_.mmio_read(pa, size) : mmio_.read(pa.value(), size);
+std::uint64_t Platform::mmio_read(VcpuId vcpu, PA pa, unsigned size) {
+  devices::LocalApic& own = apic(vcpu);
+  return own.claims(pa) ? own.mmio_read(pa, size) : mmio_.read(pa.value(), size);
 }
 
-void Platform::mmio_write(PA pa, unsigned size, std::uint64_t value) {
-  if (apic_.claims(pa)) {
-    apic_.mmio_write(pa, size, value);
+void Platform::mmio_write(VcpuId vcpu, PA pa, unsigned size, std::uint64_t value) {
+  devices::LocalApic& own = apic(vcpu);
+  if (own.claims(pa)) {
+    own.mmio_write(pa, size, value);
   } else {
     mmio_.write(pa.value(), size, value);
   }
 }
 
-std::optional<std::uint64_t> Platform::msr_read(std::uint32_t msr) {
-  if (devices::LocalApic::owns_msr(msr)) return apic_.read_msr(msr);
-  return kvmclock_.read_msr(0, msr);
+std::optional<std::uint64_t> Platform::msr_read(VcpuId vcpu, std::uint32_t msr) {
+  if (devices::LocalApic::owns_msr(msr)) return apic(vcpu).read_msr(msr);
+  return kvmclock_.read_msr(vcpu, msr);
 }
 
-bool Platform::msr_write(std::uint32_t msr, std::uint64_t value) {
-  if (devices::LocalApic::owns_msr(msr)) return apic_.write_msr(msr, value);
-  return kvmclock_.write_msr(0, msr, value);
+bool Platform::msr_write(VcpuId vcpu, std::uint32_t msr, std::uint64_t value) {
+  if (devices::LocalApic::owns_msr(msr)) return apic(vcpu).write_msr(msr, value);
+  return kvmclock_.write_msr(vcpu, msr, value);
 }
 
 }  // namespace strata::vmm

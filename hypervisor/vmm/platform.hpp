@@ -1,9 +1,9 @@
-// The machine around the vCPU: every device, wired. Port and MMIO addresses are
+// The machine around the vCPUs: every device, wired. Port and MMIO addresses are
 // machine_layout.hpp's.
 #pragma once
 
-#include <functional>
 #include <memory>
+#include <vector>
 
 #include "cpu/cpu_model.hpp"
 #include "devices/acpi_pm.hpp"
@@ -40,32 +40,37 @@ class Platform {
 
   [[nodiscard]] devices::Timers& timers() noexcept { return timers_; }
   [[nodiscard]] devices::Serial8250& serial() noexcept { return serial_; }
-  [[nodiscard]] devices::LocalApic& apic() noexcept { return apic_; }
+  [[nodiscard]] devices::LocalApic& apic(VcpuId vcpu) noexcept { return *apics_[vcpu]; }
+  [[nodiscard]] unsigned vcpus() const noexcept { return static_cast<unsigned>(apics_.size()); }
   [[nodiscard]] devices::AcpiPm& acpi() noexcept { return acpi_; }
   [[nodiscard]] const devices::Bus& ports() const noexcept { return ports_; }
   [[nodiscard]] const devices::Bus& mmio() const noexcept { return mmio_; }
 
-  // What a vCPU's exits need. vCPU thread.
+  // What a vCPU's exits need. Any vCPU thread; each for its own vCPU.
   [[nodiscard]] std::uint64_t port_read(std::uint16_t port, unsigned size) {
     return ports_.read(port, size);
   }
   void port_write(std::uint16_t port, unsigned size, std::uint64_t value) {
     ports_.write(port, size, value);
   }
-  [[nodiscard]] std::uint64_t mmio_read(PA pa, unsigned size);
-  void mmio_write(PA pa, unsigned size, std::uint64_t value);
+  [[nodiscard]] std::uint64_t mmio_read(VcpuId vcpu, PA pa, unsigned size);
+  void mmio_write(VcpuId vcpu, PA pa, unsigned size, std::uint64_t value);
   /// Nothing (false): #GP(0).
-  [[nodiscard]] std::optional<std::uint64_t> msr_read(std::uint32_t msr);
-  [[nodiscard]] bool msr_write(std::uint32_t msr, std::uint64_t value);
+  [[nodiscard]] std::optional<std::uint64_t> msr_read(VcpuId vcpu, std::uint32_t msr);
+  [[nodiscard]] bool msr_write(VcpuId vcpu, std::uint32_t msr, std::uint64_t value);
 
  private:
+  using Apics = std::vector<std::unique_ptr<devices::LocalApic>>;
+  [[nodiscard]] static Apics make_apics(unsigned count, const cpu::CpuModel& model,
+                                        devices::ApicBus& bus, devices::Clock& clock,
+                                        devices::Timers& timers);
   void attach_all();
 
   devices::TimerService timers_;
   devices::Bus ports_{16};
   devices::Bus mmio_{64};
   devices::ApicBus apic_bus_;
-  devices::LocalApic apic_;
+  Apics apics_;  ///< by vCPU; APIC ids are the same numbers
   devices::Pic8259 pic_;
   devices::IoApic ioapic_;
   devices::IrqRouter irqs_;

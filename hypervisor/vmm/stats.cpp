@@ -53,7 +53,7 @@ std::uint64_t status_kib(std::string_view key) {
   return 0;
 }
 
-json exits_json(const std::array<std::uint64_t, engine::kExitKinds>& exits) {
+json exits_json(const ExitCounts& exits) {
   json out = json::object();
   for (std::size_t i = 0; i < exits.size(); ++i) {
     if (exits[i] != 0)
@@ -92,6 +92,49 @@ json vcpu_json(const engine::VcpuStats& s) {
           {"overhead_bytes", s.overhead_bytes}};
 }
 
+void add(engine::VcpuStats& sum, const engine::VcpuStats& s) {
+  sum.instructions += s.instructions;
+  sum.blocks_decoded += s.blocks_decoded;
+  sum.blocks_invalidated += s.blocks_invalidated;
+  sum.tlb_misses += s.tlb_misses;
+  sum.tlb_flushes += s.tlb_flushes;
+  sum.exceptions += s.exceptions;
+  sum.interrupts += s.interrupts;
+  sum.page_faults += s.page_faults;
+  sum.overhead_bytes += s.overhead_bytes;
+}
+
+/// Sums over all vCPUs under the names that one vCPU's counters have, and each one's own in
+/// "vcpus", by vCPU id.
+struct VcpuReport {
+  json exits, vcpu, each;
+  double halted = 0;
+};
+
+VcpuReport report(const std::vector<std::unique_ptr<VcpuThread>>& vcpus) {
+  VcpuReport out;
+  out.each = json::array();
+  ExitCounts exits{};
+  engine::VcpuStats sum;
+  for (const auto& vcpu : vcpus) {
+    const VcpuThreadStats& thread = vcpu->stats();
+    const engine::VcpuStats own = vcpu->vcpu().stats();
+    for (std::size_t i = 0; i < exits.size(); ++i) exits[i] += thread.exits[i];
+    add(sum, own);
+    const double halted = static_cast<double>(thread.halted_ns) / 1e9;
+    out.halted += halted;
+    json one = vcpu_json(own);
+    one["exits"] = exits_json(thread.exits);
+    one["halted_seconds"] = halted;
+    one["inits"] = thread.inits;
+    one["startups"] = thread.startups;
+    out.each.push_back(std::move(one));
+  }
+  out.exits = exits_json(exits);
+  out.vcpu = vcpu_json(sum);
+  return out;
+}
+
 json devices_json(const Platform& platform) {
   json out = json::object();
   for (const devices::Bus* bus : {&platform.ports(), &platform.mmio()}) {
@@ -119,6 +162,7 @@ json Vm::stats() const {
   const auto frame_bytes = [&](FrameKind kind) {
     return frames[static_cast<std::size_t>(kind)] * kPageSize;
   };
+  const VcpuReport vcpus = report(vcpus_);
   json out;
   out["kernel"] = kernel_description_;
   out["engine"] = config_.engine;
@@ -126,10 +170,11 @@ json Vm::stats() const {
   out["cpu_model"] = model_.name();
   out["memory_bytes"] = config_.memory_bytes;
   out["outcome"] = outcome_ ? name_of(outcome_->ending) : "running";
-  out["seconds"] = {{"total", static_cast<double>(ran_ns_) / 1e9},
-                    {"halted", static_cast<double>(slept_ns_) / 1e9}};
-  out["exits"] = exits_json(exits_);
-  out["vcpu"] = vcpu_json(vcpu_->stats());
+  out["seconds"] = {{"total", static_cast<double>(ran_ns_) / 1e9}, {"halted", vcpus.halted}};
+  out["cpus"] = config_.cpus;
+  out["exits"] = vcpus.exits;
+  out["vcpu"] = vcpus.vcpu;
+  out["vcpus"] = vcpus.each;
   out["translation"] = mmu_json(mmu_.mmu->stats());
   out["backend"] = mmu_.details();
   out["devices"] = devices_json(*platform_);

@@ -50,32 +50,42 @@ class Vm::Sink final : public boot::MemorySink {
 /// Devices' and the loader's stores, passed on to whoever keeps derived copies.
 class Vm::Listener final : public machine::WriteListener {
  public:
-  Listener(Mmu& mmu, engine::Vcpu& vcpu) : mmu_{mmu}, vcpu_{vcpu} {}
+  Listener(Mmu& mmu, const std::vector<std::unique_ptr<VcpuThread>>& vcpus)
+      : mmu_{mmu}, vcpus_{vcpus} {}
   void memory_written(PA pa, std::uint64_t length) override {
     mmu_.guest_wrote(pa, length);
-    vcpu_.memory_written(pa, length);
+    for (const auto& vcpu : vcpus_) vcpu->vcpu().memory_written(pa, length);
   }
 
  private:
   Mmu& mmu_;
-  engine::Vcpu& vcpu_;
+  const std::vector<std::unique_ptr<VcpuThread>>& vcpus_;
 };
 
-Vm::Vm(const VmConfig& config, cpu::CpuModel model)
+Vm::Vm(const VmConfig& config, boot::MemoryMap map, std::unique_ptr<devices::GuestClock> clock,
+       cpu::CpuModel model)
     : config_{config},
+      map_{std::move(map)},
       mmu_name_{resolve_mmu(config.engine, config.mmu)},
+      clock_{std::move(clock)},
       model_{std::move(model)} {}
 
 Vm::~Vm() {
+  // Only an error on the way leaves threads running here; they use the platform.
+  for (const auto& vcpu : vcpus_) vcpu->request_stop();
+  for (const auto& vcpu : vcpus_) vcpu->join();
   if (guest_memory_ && listener_) guest_memory_->remove_listener(*listener_);
 }
 
 Expected<std::unique_ptr<Vm>, ConfigError> Vm::create(const VmConfig& config,
                                                       devices::CharSink& sink) {
   if (const auto valid = validate(config); !valid) return Unexpected{valid.error()};
-  auto model = load_model(config, devices::GuestClock{});
+  auto map = boot::MemoryMap::make(config.memory_bytes);
+  if (!map) return bad(fmt::format("--memory: {}", map.error().message));
+  auto clock = std::make_unique<devices::GuestClock>();
+  auto model = load_model(config, *clock);
   if (!model) return Unexpected{model.error()};
-  std::unique_ptr<Vm> vm{new Vm{config, std::move(*model)}};
+  std::unique_ptr<Vm> vm{new Vm{config, std::move(*map), std::move(clock), std::move(*model)}};
   if (const auto done = vm->build_memory(); !done) return Unexpected{done.error()};
   if (const auto done = vm->build_engine(sink); !done) return Unexpected{done.error()};
   if (const auto done = vm->load_guest(); !done) return Unexpected{done.error()};
@@ -83,22 +93,20 @@ Expected<std::unique_ptr<Vm>, ConfigError> Vm::create(const VmConfig& config,
 }
 
 Expected<void, ConfigError> Vm::build_memory() {
-  const auto map = boot::MemoryMap::make(config_.memory_bytes);
-  if (!map) return bad(fmt::format("--memory: {}", map.error().message));
   auto memory = machine::MachineMemory::create();
   if (!memory) return bad("the host refuses to reserve address space for machine memory");
   memory_ = std::move(*memory);
-  auto segment = memory_->create_segment(map->end().value(), "strata-vm");
+  auto segment = memory_->create_segment(map_.end().value(), "strata-vm");
   if (!segment) {
     return bad(
-        fmt::format("--memory: the host refuses a segment of {} MiB", map->end().value() >> 20));
+        fmt::format("--memory: the host refuses a segment of {} MiB", map_.end().value() >> 20));
   }
   segment_ = std::move(*segment);
   frames_ = std::make_unique<machine::FrameAllocator>(*memory_);
   auto p2m = machine::P2mTable::create(*frames_, segment_, domain_);
   if (!p2m) return bad("the host has no memory for the P2M");
   p2m_ = std::move(*p2m);
-  for (const boot::Region& region : map->backed()) {
+  for (const boot::Region& region : map_.backed()) {
     const PpnRange range{page_of(region.start), region.bytes >> kPageShift};
     if (!p2m_->add_ram(range)) return bad("the host has no memory for the P2M");
   }
@@ -110,21 +118,29 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   mmu_ = make_mmu(mmu_name_, *p2m_, *frames_, domain_, config_.cpus, config_.memory_bytes);
   if (!mmu_.mmu) return bad("the host has no memory for the backend's root table");
   platform_ = std::make_unique<Platform>(
-      Platform::Config{config_.cpus, config_.debug_exit_port}, clock_, model_, sink,
+      Platform::Config{config_.cpus, config_.debug_exit_port}, *clock_, model_, sink,
       static_cast<devices::MachineControl&>(*this), static_cast<devices::MemoryWriter&>(*this));
+  EndingListener& listener = *this;
+  for (VcpuId id = 0; id < config_.cpus; ++id) {
+    vcpus_.push_back(
+        std::make_unique<VcpuThread>(id, make_vcpu(id), *platform_, *clock_, model_, listener));
+  }
+  listener_ = std::make_unique<Listener>(*mmu_.mmu, vcpus_);
+  guest_memory_->add_listener(*listener_);
+  return {};
+}
+
+std::unique_ptr<engine::Vcpu> Vm::make_vcpu(VcpuId id) {
   interp::CoreEnvironment environment;
+  environment.id = id;
   environment.mmu = mmu_.mmu.get();
   environment.window = memory_->window();
   environment.flush_domain = &domain_;
-  environment.interrupts = &platform_->apic();
-  environment.tsc = &clock_;
+  environment.interrupts = &platform_->apic(id);
+  environment.tsc = clock_.get();
   environment.model = &model_;
   environment.vcpus = config_.cpus;
-  vcpu_ = std::make_unique<interp::Core>(environment);
-  platform_->apic().set_callbacks({.wake = [this] { wake(); }, .init = [] {}, .startup = {}});
-  listener_ = std::make_unique<Listener>(*mmu_.mmu, *vcpu_);
-  guest_memory_->add_listener(*listener_);
-  return {};
+  return std::make_unique<interp::Core>(environment);
 }
 
 Expected<void, ConfigError> Vm::load_guest() {
@@ -138,17 +154,15 @@ Expected<void, ConfigError> Vm::load_guest() {
     if (initrd.empty()) return bad(fmt::format("--initrd: {} is empty", config_.initrd));
   }
   kernel_description_ = kernel->description();
-  const auto map = boot::MemoryMap::make(config_.memory_bytes);
-  if (!map) return bad(map.error().message);
   Sink sink{*guest_memory_};
   const boot::LoadRequest request{.kernel = *kernel,
-                                  .memory = *map,
+                                  .memory = map_,
                                   .initrd = initrd,
                                   .cmdline = config_.append,
                                   .cpus = config_.cpus};
   const auto state = boot::load(request, sink);
   if (!state) return bad(state.error().message);
-  vcpu_->set_state(*state);
+  vcpus_[0]->vcpu().set_state(*state);
   return {};
 }
 
@@ -159,103 +173,41 @@ bool Vm::write(PA pa, std::span<const std::byte> bytes) {
 // ---- running ----------------------------------------------------------------------------------
 
 Outcome Vm::run() {
-  const devices::Nanoseconds start = clock_.now();
+  const devices::Nanoseconds start = clock_->now();
   devices::Timer deadline{platform_->timers(), [this] { stop(Ending::timeout); }};
   if (config_.timeout_seconds > 0) {
     deadline.arm(start + static_cast<devices::Nanoseconds>(config_.timeout_seconds * 1e9));
   }
-  for (;;) {
-    {
-      const std::lock_guard guard{lock_};
-      if (outcome_) break;
-    }
-    const engine::Exit exit = vcpu_->run();
-    ++exits_[static_cast<std::size_t>(exit.kind)];
-    answer(exit);
+  for (const auto& vcpu : vcpus_) vcpu->start();
+  {
+    std::unique_lock guard{lock_};
+    changed_.wait(guard, [this] { return outcome_.has_value(); });
   }
-  ran_ns_ = clock_.now() - start;
+  for (const auto& vcpu : vcpus_) vcpu->join();
+  ran_ns_ = clock_->now() - start;
   const std::lock_guard guard{lock_};
   return *outcome_;
 }
 
-void Vm::answer(const engine::Exit& exit) {
-  using engine::ExitKind;
-  switch (exit.kind) {
-    case ExitKind::interrupted:
-      break;
-    case ExitKind::halt:
-      sleep_until_interrupt();
-      break;
-    case ExitKind::port_read:
-      vcpu_->complete(platform_->port_read(exit.port, exit.size));
-      break;
-    case ExitKind::port_write:
-      platform_->port_write(exit.port, exit.size, exit.data);
-      break;
-    case ExitKind::mmio_read:
-      vcpu_->complete(platform_->mmio_read(exit.pa, exit.size));
-      break;
-    case ExitKind::mmio_write:
-      platform_->mmio_write(exit.pa, exit.size, exit.data);
-      break;
-    case ExitKind::msr_read:
-      if (const auto value = platform_->msr_read(exit.msr)) {
-        vcpu_->complete(*value);
-      } else {
-        vcpu_->fail();
-      }
-      break;
-    case ExitKind::msr_write:
-      if (!platform_->msr_write(exit.msr, exit.data)) vcpu_->fail();
-      break;
-    case ExitKind::hypercall:
-      // No KVM hypercall is offered: -ENOSYS (Linux, Documentation/virt/kvm/x86/hypercalls.rst).
-      vcpu_->complete(static_cast<std::uint64_t>(-1000));
-      break;
-    case ExitKind::paused:
-      // Nothing swaps pages out in this build, so nothing can bring one back.
-      stop(Ending::internal_error);
-      break;
-    case ExitKind::triple_fault:
-      stop(Ending::triple_fault);
-      break;
-    case ExitKind::out_of_memory:
-      stop(Ending::out_of_memory);
-      break;
-    case ExitKind::internal_error: {
-      const std::lock_guard guard{lock_};
-      if (!outcome_) outcome_ = Outcome{Ending::internal_error, 0, exit.reason};
-      break;
-    }
-  }
-}
+void Vm::stop(Ending ending, std::uint32_t debug_value) { ended({ending, debug_value, {}}); }
 
-std::string Vm::vcpu_state() const { return describe(vcpu_->state()); }
-
-void Vm::wake() {
+/// The vCPUs are told from here, not from run(): the one that ended the VM must not go on.
+void Vm::ended(Outcome outcome) {
   {
     const std::lock_guard guard{lock_};
-    woken_ = true;
+    if (!outcome_) outcome_ = std::move(outcome);
   }
+  for (const auto& vcpu : vcpus_) vcpu->request_stop();
   changed_.notify_all();
-  vcpu_->interrupt();
 }
 
-void Vm::sleep_until_interrupt() {
-  const devices::Nanoseconds start = clock_.now();
-  std::unique_lock guard{lock_};
-  changed_.wait(guard, [this] { return woken_ || outcome_.has_value(); });
-  woken_ = false;
-  slept_ns_ += clock_.now() - start;
-}
-
-void Vm::stop(Ending ending, std::uint32_t debug_value) {
-  {
-    const std::lock_guard guard{lock_};
-    if (!outcome_) outcome_ = Outcome{ending, debug_value, {}};
+std::string Vm::vcpu_state() const {
+  std::string text;
+  for (const auto& vcpu : vcpus_) {
+    if (vcpus_.size() > 1) text += fmt::format("vCPU {}\n", vcpu->id());
+    text += describe(vcpu->vcpu().state());
   }
-  changed_.notify_all();
-  vcpu_->kick();
+  return text;
 }
 
 }  // namespace strata::vmm

@@ -1,14 +1,13 @@
-// One VM: memory, backend, engine and platform put together, and the loop that answers exits.
+// One VM: memory, backend, engine and platform put together, and their threads.
 #pragma once
 
-#include <array>
-#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "boot/kernel_image.hpp"
 #include "boot/memory_map.hpp"
@@ -20,32 +19,12 @@
 #include "machine/machine_memory.hpp"
 #include "machine/p2m.hpp"
 #include "vmm/capabilities.hpp"
+#include "vmm/outcome.hpp"
 #include "vmm/platform.hpp"
+#include "vmm/vcpu_thread.hpp"
 #include "vmm/vm_config.hpp"
 
 namespace strata::vmm {
-
-/// How a VM ended.
-enum class Ending : std::uint8_t {
-  power_off,
-  reset,
-  debug_exit,
-  triple_fault,
-  timeout,
-  quit,
-  out_of_memory,
-  internal_error
-};
-[[nodiscard]] std::string_view name_of(Ending ending) noexcept;
-
-struct Outcome {
-  Ending ending = Ending::internal_error;
-  std::uint32_t debug_value = 0;  ///< Ending::debug_exit
-  std::string detail;             ///< a line for the user; may be empty
-};
-
-/// The process's exit code for an outcome; docs/running.md lists them.
-[[nodiscard]] int exit_code(const Outcome& outcome) noexcept;
 
 /// Overhead memory of the VMM process now, in bytes (design: everything beyond the guest's pages).
 struct Overhead {
@@ -57,7 +36,9 @@ struct Overhead {
   [[nodiscard]] std::uint64_t vmm_resident() const noexcept { return resident - guest_mapped; }
 };
 
-class Vm final : private devices::MachineControl, private devices::MemoryWriter {
+class Vm final : private devices::MachineControl,
+                 private devices::MemoryWriter,
+                 private EndingListener {
  public:
   /// Builds the VM and loads the guest. `sink` gets the serial output and must outlive the VM.
   /// Errors: anything wrong with the configuration or its files, in one line.
@@ -76,14 +57,15 @@ class Vm final : private devices::MachineControl, private devices::MemoryWriter 
   /// Everything counted, for --stats. After run().
   [[nodiscard]] nlohmann::json stats() const;
   [[nodiscard]] Overhead overhead() const;
-  /// The vCPU as it stopped, as text. After run().
+  /// The vCPUs as they stopped, as text. After run().
   [[nodiscard]] std::string vcpu_state() const;
   [[nodiscard]] std::string_view mmu_name() const noexcept { return mmu_name_; }
 
  private:
   class Sink;
   class Listener;
-  Vm(const VmConfig& config, cpu::CpuModel model);
+  Vm(const VmConfig& config, boot::MemoryMap map, std::unique_ptr<devices::GuestClock> clock,
+     cpu::CpuModel model);
   Expected<void, ConfigError> build_memory();
   Expected<void, ConfigError> build_engine(devices::CharSink& sink);
   Expected<void, ConfigError> load_guest();
@@ -95,13 +77,15 @@ class Vm final : private devices::MachineControl, private devices::MemoryWriter 
   // devices::MemoryWriter
   bool write(PA pa, std::span<const std::byte> bytes) override;
 
-  void wake();
-  void answer(const engine::Exit& exit);
-  void sleep_until_interrupt();
+  // EndingListener
+  void ended(Outcome outcome) override;
+
+  std::unique_ptr<engine::Vcpu> make_vcpu(VcpuId id);
 
   const VmConfig config_;
+  const boot::MemoryMap map_;
   std::string mmu_name_;
-  devices::GuestClock clock_;
+  std::unique_ptr<devices::GuestClock> clock_;
   cpu::CpuModel model_;
   FlushDomain domain_;
   std::unique_ptr<machine::MachineMemory> memory_;
@@ -110,19 +94,16 @@ class Vm final : private devices::MachineControl, private devices::MemoryWriter 
   std::unique_ptr<machine::P2mTable> p2m_;
   std::unique_ptr<machine::GuestMemory> guest_memory_;
   BuiltMmu mmu_;
+  /// Outlive the platform, whose timers wake them. Constant once built.
+  std::vector<std::unique_ptr<VcpuThread>> vcpus_;
   std::unique_ptr<Platform> platform_;
-  std::unique_ptr<engine::Vcpu> vcpu_;
   std::unique_ptr<Listener> listener_;
   std::string kernel_description_;
-
-  std::array<std::uint64_t, engine::kExitKinds> exits_{};
-  devices::Nanoseconds slept_ns_ = 0;
   devices::Nanoseconds ran_ns_ = 0;
 
-  /// Guards woken_ and outcome_.
+  /// Guards outcome_.
   mutable std::mutex lock_;
   std::condition_variable changed_;
-  bool woken_ = false;
   std::optional<Outcome> outcome_;
 };
 

@@ -136,8 +136,9 @@ Expected<void, ConfigError> validate(const VmConfig& config) {
   if (config.kernel.empty()) {
     return bad("--kernel is missing: name a vmlinux, bzImage or other PVH kernel");
   }
-  if (config.cpus != 1) {
-    return bad(fmt::format("--cpus: {} vCPUs are not supported by this build; use 1", config.cpus));
+  if (config.cpus == 0 || config.cpus > kMaxVcpus) {
+    return bad(
+        fmt::format("--cpus: {} vCPUs are not possible; use 1 to {}", config.cpus, kMaxVcpus));
   }
   if (const auto fits = check_combination(config.engine, config.mmu); !fits) {
     return bad(fits.error());

@@ -15,6 +15,9 @@ struct ConfigError {
   std::string message;
 };
 
+/// Most vCPUs a VM can have.
+inline constexpr unsigned kMaxVcpus = 8;
+
 /// The keys of `strata run` and of a config file. Paths are as given.
 struct VmConfig {
   std::string kernel;

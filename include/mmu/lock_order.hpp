@@ -1,7 +1,7 @@
 // The lock order of the whole program (design rule 7). A thread takes locks downwards only; where
 // two are on one line, never both. Each lock says where it is declared what it guards.
 //
-//   vmm::Vm::lock_                    outcome, wake-up flag; nothing is called under it
+//   vmm::Vm::lock_                    outcome; nothing is called under it
 //   devices: a device's own mutex_    UART, PIT, RTC, PM, PIC, I/O APIC (in that direction)
 //   devices::LocalApic::mutex_        released before the bus, the PIC or callbacks are called
 //   machine::GuestMemory listeners    held shared while listeners are called
@@ -13,6 +13,7 @@
 //   interp::Core::mailbox_lock_       leaf
 //   kvm::HostWindow::lock_            leaf
 //   kvm::Processor::thread_lock_      leaf
+//   vmm::VcpuThread::lock_            leaf: what a vCPU is asked to do
 //   devices::TimerQueue::mutex_       leaf
 //
 // The P2M itself has no lock: entries change by compare-and-swap of one word.
