@@ -175,6 +175,7 @@ json Vm::stats() const {
   out["exits"] = vcpus.exits;
   out["vcpu"] = vcpus.vcpu;
   out["vcpus"] = vcpus.each;
+  out["code_page_bytes"] = group_->code_pages.bytes();
   out["translation"] = mmu_json(mmu_.mmu->stats());
   out["backend"] = mmu_.details();
   out["devices"] = devices_json(*platform_);

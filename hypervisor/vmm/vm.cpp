@@ -120,6 +120,7 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   platform_ = std::make_unique<Platform>(
       Platform::Config{config_.cpus, config_.debug_exit_port}, *clock_, model_, sink,
       static_cast<devices::MachineControl&>(*this), static_cast<devices::MemoryWriter&>(*this));
+  group_ = std::make_unique<interp::VcpuGroup>(map_.end().value() >> kPageShift);
   EndingListener& listener = *this;
   for (VcpuId id = 0; id < config_.cpus; ++id) {
     vcpus_.push_back(
@@ -140,6 +141,7 @@ std::unique_ptr<engine::Vcpu> Vm::make_vcpu(VcpuId id) {
   environment.tsc = clock_.get();
   environment.model = &model_;
   environment.vcpus = config_.cpus;
+  environment.group = group_.get();
   return std::make_unique<interp::Core>(environment);
 }
 

@@ -14,6 +14,7 @@
 #include "devices/machine_control.hpp"
 #include "devices/serial8250.hpp"
 #include "engines/engine.hpp"
+#include "engines/interp/vcpu_group.hpp"
 #include "machine/frame_allocator.hpp"
 #include "machine/guest_memory.hpp"
 #include "machine/machine_memory.hpp"
@@ -94,6 +95,7 @@ class Vm final : private devices::MachineControl,
   std::unique_ptr<machine::P2mTable> p2m_;
   std::unique_ptr<machine::GuestMemory> guest_memory_;
   BuiltMmu mmu_;
+  std::unique_ptr<interp::VcpuGroup> group_;
   /// Outlive the platform, whose timers wake them. Constant once built.
   std::vector<std::unique_ptr<VcpuThread>> vcpus_;
   std::unique_ptr<Platform> platform_;

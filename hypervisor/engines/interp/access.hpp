@@ -107,6 +107,41 @@ template <class T, class Apply, class Commit>
   return next(core, u);
 }
 
+template <class T, class Apply, class Result>
+[[nodiscard, gnu::noinline]] bool modify_alone(Core& core, std::uint64_t va, Apply apply,
+                                               Result& result) {
+  const Exclusive alone{core};
+  Rmw m;
+  if (!core.rmw_begin_copy(va, sizeof(T), m)) return false;
+  result = apply(m.host);
+  return core.rmw_end(m);
+}
+
+/// modify() as LOCK asks for it: `apply` uses the host's atomic instructions, which are atomic
+/// against all other vCPUs' accesses within a cache line. Where the operand crosses one, all other
+/// vCPUs stand still meanwhile: a split lock of the host's would slow the whole host down or, where
+/// the host forbids them, end this process.
+template <class T, class Apply, class Commit>
+[[gnu::always_inline]] inline const Uop* modify_locked(Core& core, const Uop* u, std::uint64_t va,
+                                                       Apply apply, Commit commit) {
+  constexpr std::uint64_t kCacheLine = 64;
+  if ((va & (kCacheLine - 1)) + sizeof(T) <= kCacheLine) [[likely]] {
+    return modify<T>(core, u, va, apply, commit);
+  }
+  std::invoke_result_t<Apply, void*> result{};
+  if (!modify_alone<T>(core, va, apply, result)) return refuse(core, u);
+  commit(result);
+  return next(core, u);
+}
+
+/// modify_locked() or modify(), for handlers that exist with and without LOCK.
+template <class T, bool Lock, class Apply, class Commit>
+[[gnu::always_inline]] inline const Uop* modify_as(Core& core, const Uop* u, std::uint64_t va,
+                                                   Apply apply, Commit commit) {
+  if constexpr (Lock) return modify_locked<T>(core, u, va, apply, commit);
+  return modify<T>(core, u, va, apply, commit);
+}
+
 /// What an arithmetic instruction leaves behind.
 template <class T>
 struct ValueAndFlags {

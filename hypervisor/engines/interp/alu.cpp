@@ -62,7 +62,7 @@ template <Binary Op, class T, Source From, bool Lock>
 const Uop* to_memory(Core& core, const Uop* u) {
   const T b = source<T, From>(core, u);
   const ArithFlags in = core.flags;
-  return modify<T>(
+  return modify_as<T, Lock>(
       core, u, address_of(core, u),
       [b, in](void* p) {
         if constexpr (Lock) return host::locked_binary<Op, T>(p, b, in);
@@ -90,7 +90,7 @@ const Uop* unary_register(Core& core, const Uop* u) {
 template <Unary Op, class T, bool Lock>
 const Uop* unary_memory(Core& core, const Uop* u) {
   const ArithFlags in = core.flags;
-  return modify<T>(
+  return modify_as<T, Lock>(
       core, u, address_of(core, u),
       [in](void* p) {
         if constexpr (Lock) return host::locked_unary<Op, T>(p, in);

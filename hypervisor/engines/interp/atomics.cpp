@@ -24,7 +24,7 @@ const Uop* xchg_register(Core& core, const Uop* u) {
 template <class T>
 const Uop* xchg_memory(Core& core, const Uop* u) {
   const T mine = core.reg<T>(u->src);
-  return modify<T>(
+  return modify_locked<T>(
       core, u, address_of(core, u),
       [mine](void* p) {
         T v = mine;
@@ -52,7 +52,7 @@ const Uop* xadd_register(Core& core, const Uop* u) {
 template <class T>
 const Uop* xadd_memory(Core& core, const Uop* u) {
   const T addend = core.reg<T>(u->src);
-  return modify<T>(
+  return modify_locked<T>(
       core, u, address_of(core, u),
       [addend](void* p) {
         ValueAndFlags<T> r{addend, 0};
@@ -116,7 +116,7 @@ template <class T>
 const Uop* cmpxchg_memory(Core& core, const Uop* u) {
   const T expected = core.reg<T>(kAx);
   const T desired = core.reg<T>(u->src);
-  return modify<T>(
+  return modify_locked<T>(
       core, u, address_of(core, u),
       [expected, desired](void* p) {
         ValueAndFlags<T> r{expected, 0};
@@ -146,7 +146,7 @@ const Uop* cmpxchg8b(Core& core, const Uop* u) {
   using T = std::uint32_t;
   Pair<T> expected{core.reg<T>(kAx), core.reg<T>(kDx), false};
   const auto desired = std::uint64_t{core.reg<T>(cpu::RCX * 8)} << 32 | core.reg<T>(cpu::RBX * 8);
-  return modify<std::uint64_t>(
+  return modify_locked<std::uint64_t>(
       core, u, address_of(core, u),
       [expected, desired](void* p) {
         std::uint64_t v = std::uint64_t{expected.hi} << 32 | expected.lo;
@@ -167,7 +167,7 @@ const Uop* cmpxchg16b(Core& core, const Uop* u) {
   Pair<T> r{core.r[cpu::RAX], core.r[cpu::RDX], false};
   const T low = core.r[cpu::RBX];
   const T high = core.r[cpu::RCX];
-  return modify<Operand>(
+  return modify_locked<Operand>(
       core, u, va,
       [r, low, high](void* p) mutable {
         asm volatile("lock cmpxchg16b %[m]\n\tsetz %[z]"

@@ -95,7 +95,7 @@ const Uop* bit_memory(Core& core, const Uop* u) {
     core.flags = bit_test<Op>(x, n, in);
     return next(core, u);
   } else {
-    return modify<T>(
+    return modify_as<T, Lock>(
         core, u, va,
         [n, in](void* p) {
           if constexpr (Lock) return locked_bit_test<Op, T>(p, n, in);

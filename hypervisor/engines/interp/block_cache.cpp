@@ -48,24 +48,18 @@ void BlockCache::unhash(Block* block) noexcept {
   *link = block->hash_next;
 }
 
-std::size_t BlockCache::drop(PA pa, std::uint64_t length) {
+std::size_t BlockCache::drop_in_page(Block*& first, PA pa, PA end) noexcept {
   std::size_t dropped = 0;
-  const PA end = pa + length;
-  for (PPN ppn = page_of(pa); address_of(ppn) < end; ppn = ppn + 1) {
-    const auto page = pages_.find(ppn);
-    if (page == pages_.end()) continue;
-    Block** link = &page->second;
-    while (Block* b = *link) {
-      if (b->pa < end && pa < b->pa + b->bytes) {
-        *link = b->page_next;
-        unhash(b);
-        for (unsigned i = 0; i < b->steps; ++i) b->first()[i].fn = stale_;
-        ++dropped;
-      } else {
-        link = &b->page_next;
-      }
+  Block** link = &first;
+  while (Block* b = *link) {
+    if (b->pa < end && pa < b->pa + b->bytes) {
+      *link = b->page_next;
+      unhash(b);
+      for (unsigned i = 0; i < b->steps; ++i) b->first()[i].fn = stale_;
+      ++dropped;
+    } else {
+      link = &b->page_next;
     }
-    if (page->second == nullptr) pages_.erase(page);
   }
   return dropped;
 }

@@ -28,9 +28,28 @@ class BlockCache {
   void insert(Block* block);
 
   [[nodiscard]] bool page_has_code(PPN ppn) const noexcept { return pages_.contains(ppn); }
+  /// From now on the page counts as having code, though no block has been inserted yet.
+  void claim(PPN ppn) { pages_.try_emplace(ppn, nullptr); }
   /// Drops the blocks that overlap the bytes. Returns how many; a page left without blocks no
-  /// longer counts as having code.
-  std::size_t drop(PA pa, std::uint64_t length);
+  /// longer counts as having code, which `emptied(ppn)` hears.
+  template <class Emptied>
+  std::size_t drop(PA pa, std::uint64_t length, Emptied&& emptied) {
+    std::size_t dropped = 0;
+    const PA end = pa + length;
+    for (PPN ppn = page_of(pa); address_of(ppn) < end; ppn = ppn + 1) {
+      const auto page = pages_.find(ppn);
+      if (page == pages_.end()) continue;
+      dropped += drop_in_page(page->second, pa, end);
+      if (page->second != nullptr) continue;
+      pages_.erase(page);
+      emptied(ppn);
+    }
+    return dropped;
+  }
+  template <class Visit>
+  void for_each_page(Visit&& visit) const {
+    for (const auto& page : pages_) visit(page.first);
+  }
   /// Forgets everything and starts the arena anew. No block may be executing.
   void flush() noexcept;
 
@@ -50,6 +69,7 @@ class BlockCache {
 
  private:
   [[nodiscard]] std::size_t bucket(PA pa, unsigned mode_key) const noexcept;
+  std::size_t drop_in_page(Block*& first, PA pa, PA end) noexcept;
   void unhash(Block* block) noexcept;
 
   Handler stale_;

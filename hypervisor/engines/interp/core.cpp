@@ -2,6 +2,7 @@
 #include "engines/interp/core.hpp"
 
 #include <algorithm>
+#include <thread>
 
 #include "engines/interp/lower.hpp"
 
@@ -10,6 +11,12 @@ namespace strata::interp {
 namespace {
 
 constexpr std::size_t kJumpEntries = 4096;
+
+/// Pages that a Core without a group keeps track of: 4 GiB.
+constexpr std::uint64_t kAlonePages = 1U << 20;
+/// A mailbox with more entries than this says "everything" instead: its owner may be asleep for
+/// long.
+constexpr std::size_t kMailboxEntries = 64;
 
 std::size_t jump_slot(std::uint64_t va) { return (va ^ va >> 12) & (kJumpEntries - 1); }
 
@@ -26,17 +33,31 @@ struct StaleStep {
 
 Core::Core(const CoreEnvironment& environment)
     : env{environment},
+      own_group_{environment.group == nullptr ? std::make_unique<VcpuGroup>(kAlonePages) : nullptr},
+      group_{environment.group == nullptr ? own_group_.get() : environment.group},
       blocks_{environment.block_cache_bytes, &StaleStep::run},
       jump_cache_(kJumpEntries) {
+  group_->join(env.id, *this);
   env.flush_domain->add(*this);
   set_state(cpu::VcpuState{});
 }
 
-Core::~Core() { env.flush_domain->remove(*this); }
+Core::~Core() {
+  env.flush_domain->remove(*this);
+  group_->leave(env.id);
+}
 
 // ---- run ------------------------------------------------------------------------------------
 
 engine::Exit Core::run() {
+  struct Inside {
+    explicit Inside(Core& c) : core{c} { core.group_->begin(core.env.id); }
+    Inside(const Inside&) = delete;
+    Inside& operator=(const Inside&) = delete;
+    ~Inside() { core.step_outside(); }
+    Core& core;
+  };
+  const Inside inside{*this};
   attention_flags.fetch_or(attention::kInvalidate, std::memory_order_acquire);
   if (resume_from_exit()) {
     std::uint64_t passes = 0;
@@ -58,7 +79,6 @@ engine::Exit Core::run() {
   counters.overhead_bytes = blocks_.bytes() + Tlb::bytes() + jump_cache_.size() * sizeof(JumpEntry);
   const std::lock_guard guard{mailbox_lock_};
   published_ = counters;
-  passed_.store(~0ULL, std::memory_order_release);
   return exit_;
 }
 
@@ -129,7 +149,12 @@ void Core::after_block() {
 
 bool Core::handle_attention() {
   const std::uint32_t why = attention_flags.exchange(0, std::memory_order_acq_rel);
-  if ((why & (attention::kInvalidate | attention::kCodeWritten)) != 0) process_invalidations();
+  if ((why & attention::kPark) != 0) {
+    step_outside();
+    step_inside();
+  } else if ((why & (attention::kInvalidate | attention::kCodeWritten)) != 0) {
+    process_invalidations();
+  }
   if ((why & attention::kKick) != 0) {
     exit_ = {.kind = engine::ExitKind::interrupted};
     leave_ = Leave::exit;
@@ -317,7 +342,9 @@ bool Core::crossing_bytes(std::uint64_t va, std::array<std::byte, 32>& bytes, un
 Block* Core::find_block(std::uint64_t va, bool single) {
   const std::byte* host = nullptr;
   PA pa{};
-  if (!fetch_page(va, host, pa)) return nullptr;
+  do {
+    if (!fetch_page(va, host, pa)) return nullptr;
+  } while (!blocks_.page_has_code(page_of(pa)) && !claim_code(page_of(pa)));
   DecodeMode mode = decode_mode;
   mode.single = mode.single || replaying_ || single;
   Block* b = blocks_.find(pa, mode.key());
@@ -328,8 +355,33 @@ Block* Core::find_block(std::uint64_t va, bool single) {
   unsigned count = 0;
   if (!crossing_bytes(va, bytes, count)) return nullptr;
   if (std::memcmp(bytes.data(), blocks_.crossing(b).data(), b->bytes) == 0) return b;
-  code_written(pa, 1);
-  return build_block(va, pa, host, mode);
+  drop_code(pa, 1);
+  return find_block(va);
+}
+
+bool Core::claim_code(PPN ppn) {
+  blocks_.claim(ppn);
+  const VcpuMask writers = group_->code_pages.claim_code(ppn, env.id);
+  const auto own = static_cast<VcpuMask>(1U << env.id);
+  if ((writers & own) != 0) revoke_writes(ppn);
+  const auto others = static_cast<VcpuMask>(writers & ~own);
+  if (others == 0) return true;
+  quiesce();
+  group_->revoke_writes(others, ppn);
+  process_invalidations();
+  return false;
+}
+
+void Core::revoke_writes(PPN ppn) noexcept {
+  tlb_.revoke_writes(ppn);
+  ++places_;
+  group_->code_pages.release_write(ppn, env.id);
+}
+
+void Core::flush_blocks() {
+  blocks_.for_each_page([this](PPN ppn) { group_->code_pages.release_code(ppn, env.id); });
+  blocks_.flush();
+  ++generation_;
 }
 
 Block* Core::build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeMode mode) {
@@ -346,9 +398,8 @@ Block* Core::build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeM
   }
   Block* b = blocks_.allocate(steps.size());
   if (b == nullptr) {
-    blocks_.flush();
-    ++generation_;
-    b = blocks_.allocate(steps.size());
+    flush_blocks();
+    return find_block(va);  // the page has to be claimed again
   }
   std::copy(steps.begin(), steps.end(), b->first());
   b->pa = pa;
@@ -361,7 +412,6 @@ Block* Core::build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeM
     std::copy_n(bytes.begin(), copy.size(), copy.begin());
     blocks_.remember_crossing(b, copy);
   }
-  if (!blocks_.page_has_code(page_of(pa))) tlb_.revoke_writes(page_of(pa));
   blocks_.insert(b);
   ++counters.blocks_decoded;
   return b;
@@ -462,31 +512,90 @@ void Core::invalidate(const Invalidation& what, Epoch epoch) noexcept {
 void Core::memory_written(PA pa, std::uint64_t length) noexcept {
   {
     const std::lock_guard guard{mailbox_lock_};
-    mailbox_written_.emplace_back(pa, length);
+    if (mailbox_written_.size() < kMailboxEntries) {
+      mailbox_written_.emplace_back(pa, length);
+    } else {
+      mailbox_all_written_ = true;
+    }
   }
   attend(attention::kCodeWritten);
+}
+
+std::uint64_t Core::post_revocation(PPN ppn) noexcept {
+  std::uint64_t number = 0;
+  {
+    const std::lock_guard guard{mailbox_lock_};
+    if (mailbox_revoked_.size() < kMailboxEntries) {
+      mailbox_revoked_.push_back(ppn);
+    } else {
+      mailbox_all_revoked_ = true;
+    }
+    number = ++revocations_;
+  }
+  attend(attention::kInvalidate);
+  return number;
+}
+
+void Core::quiesce() noexcept {
+  passed_.store(~0ULL, std::memory_order_release);
+  revoked_.store(~0ULL, std::memory_order_release);
+}
+
+void Core::step_outside() noexcept {
+  quiesce();
+  group_->end(env.id);
+}
+
+void Core::step_inside() noexcept {
+  group_->begin(env.id);
+  process_invalidations();
+}
+
+const Uop* Core::rest(const Uop* u) noexcept {
+  // Most PAUSEs wait for a vCPU that runs; the many in a row wait for one that the host does not.
+  constexpr unsigned kPausesPerRest = 64;
+  if (env.vcpus == 1 || ++pauses_ < kPausesPerRest) return u + 1;
+  pauses_ = 0;
+  step_outside();
+  std::this_thread::yield();
+  step_inside();
+  return finish(u);
 }
 
 bool Core::process_invalidations() noexcept {
   Invalidation what;
   std::vector<std::pair<PA, std::uint64_t>> written;
+  std::vector<PPN> revoked;
+  bool all_written = false;
+  bool all_revoked = false;
+  // Before the mailbox is emptied: what is posted from then on raises the flag again.
+  attention_flags.fetch_and(~(attention::kInvalidate | attention::kCodeWritten),
+                            std::memory_order_acq_rel);
   {
     const std::lock_guard guard{mailbox_lock_};
     what = std::exchange(mailbox_, {});
     written = std::exchange(mailbox_written_, {});
+    revoked = std::exchange(mailbox_revoked_, {});
+    all_written = std::exchange(mailbox_all_written_, false);
+    all_revoked = std::exchange(mailbox_all_revoked_, false);
     passed_.store(mailbox_epoch_, std::memory_order_release);
+    revoked_.store(revocations_, std::memory_order_release);
   }
-  attention_flags.fetch_and(~(attention::kInvalidate | attention::kCodeWritten),
-                            std::memory_order_acq_rel);
-  if (!what.all && what.ranges.empty() && written.empty()) return false;
-  for (const auto& [pa, length] : written) code_written(pa, length);
+  const bool revocations = all_revoked || !revoked.empty();
+  const bool codes = all_written || !written.empty();
+  if (!what.all && what.ranges.empty() && !codes && !revocations) return false;
+  for (const auto& [pa, length] : written) drop_code(pa, length);
+  if (all_written) drop_all_code();
+  for (const PPN ppn : revoked) revoke_writes(ppn);
+  // Which pages they were is not known: this vCPU goes on counting as a writer of them.
+  if (all_revoked) tlb_.revoke_all_writes();
   if (what.all) {
     tlb_.flush_all();
-    ++generation_;
   } else if (!what.ranges.empty()) {
     tlb_.flush_physical(what.ranges);
-    ++generation_;
   }
+  if (what.all || !what.ranges.empty()) ++generation_;
+  ++places_;
   return true;
 }
 

@@ -27,6 +27,7 @@
 #include "engines/interp/flags.hpp"
 #include "engines/interp/tlb.hpp"
 #include "engines/interp/uop.hpp"
+#include "engines/interp/vcpu_group.hpp"
 #include "mmu/frames.hpp"
 #include "mmu/mmu.hpp"
 
@@ -47,6 +48,8 @@ struct CoreEnvironment {
   engine::RandomSource* random = nullptr;  ///< null: the host's RDRAND and RDSEED
   const cpu::CpuModel* model = nullptr;
   unsigned vcpus = 1;
+  /// The Cores of the same VM; null: this one is alone.
+  VcpuGroup* group = nullptr;
   std::size_t block_cache_bytes = 8U << 20;
 };
 
@@ -74,7 +77,8 @@ enum class Leave : std::uint8_t {
 /// Reasons to stop at the next block boundary. Set from any thread.
 namespace attention {
 inline constexpr std::uint32_t kInterrupt = 1, kKick = 2, kInvalidate = 4, kCodeWritten = 8,
-                               kStep = 16;  // own thread: leave after one instruction
+                               kStep = 16,  // own thread: leave after one instruction
+    kPark = 32;                             // another vCPU wants to be alone
 }
 
 /// The VMM's answer to the last exit, for the instruction that runs again.
@@ -140,6 +144,27 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   /// be waiting for delivery. Every block then goes back to the run loop, which is slow: for
   /// fuzzers. Not while run() is active.
   void limit_run(std::uint64_t boundaries) noexcept { run_limit_ = boundaries; }
+
+  // ---- the group; see vcpu_group.hpp ----------------------------------------------------------
+  [[nodiscard]] VcpuGroup& group() noexcept { return *group_; }
+  /// Writable translations of `ppn` have to go. Returns what revoked() will reach then. Any thread.
+  [[nodiscard]] std::uint64_t post_revocation(PPN ppn) noexcept;
+  /// The last revocation in force here; the maximum while this vCPU uses no translation. Any
+  /// thread.
+  [[nodiscard]] std::uint64_t revoked() const noexcept {
+    return revoked_.load(std::memory_order_acquire);
+  }
+  /// Asks for a stop at the next instruction boundary. Any thread.
+  void park() noexcept { attend(attention::kPark); }
+  /// Own thread: stops to count as executing instructions, and counts as quiescent; and back, when
+  /// nobody is exclusive. What was found in the TLB before is stale afterwards.
+  void step_outside() noexcept;
+  void step_inside() noexcept;
+  /// PAUSE in a spin: lets another thread of the host run. Ends the instruction.
+  const Uop* rest(const Uop* u) noexcept;
+  /// Grows whenever a host pointer found before may be stale or may no longer be written to
+  /// unannounced.
+  [[nodiscard]] std::uint64_t places() const noexcept { return places_; }
 
   // ---- hot state ----------------------------------------------------------------------------
   std::array<std::uint64_t, kRegisterSlots> r{};
@@ -280,6 +305,8 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   }
   /// Announces or stores the result. False only where the store itself must go to the VMM: the
   /// instruction then runs again from its start, so commit registers and flags after this.
+  /// The same on a copy, always. For operands that Exclusive protects.
+  [[nodiscard]] bool rmw_begin_copy(std::uint64_t va, unsigned size, Rmw& m);
   [[nodiscard]] bool rmw_end(Rmw& m) {
     if (m.size == 0) [[likely]]
       return true;
@@ -425,7 +452,16 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   Expected<Translation, Fault> ask_mmu(VA va, Access access);
   /// Drops what the mailbox names. False: there was nothing.
   bool process_invalidations() noexcept;
+  /// No translation is in use: nobody has to wait for this vCPU.
+  void quiesce() noexcept;
+  /// This vCPU stored to a page with code: all vCPUs hear of it.
   void code_written(PA pa, std::uint64_t length);
+  void drop_code(PA pa, std::uint64_t length);
+  /// Makes this vCPU a coder of the page. False: that took a quiescent point; look again.
+  bool claim_code(PPN ppn);
+  void drop_all_code();
+  void flush_blocks();
+  void revoke_writes(PPN ppn) noexcept;
   [[nodiscard]] bool canonical(std::uint64_t va) const noexcept {
     return !long_mode() ||
            static_cast<std::uint64_t>(static_cast<std::int64_t>(va << 16) >> 16) == va;
@@ -441,6 +477,8 @@ class Core final : public engine::Vcpu, private TranslationHolder {
     return static_cast<std::uint32_t>(pcid) << 1 | (cpl == 3 ? 1U : 0U);
   }
 
+  std::unique_ptr<VcpuGroup> own_group_;  ///< where env names none
+  VcpuGroup* const group_;
   Tlb tlb_;
   BlockCache blocks_;
   struct JumpEntry {
@@ -451,6 +489,8 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   };
   std::vector<JumpEntry> jump_cache_;
   std::uint64_t generation_ = 1;  ///< grows when any VA -> block knowledge may be stale
+  std::uint64_t places_ = 1;
+  unsigned pauses_ = 0;  ///< PAUSE since the last rest
   Leave leave_ = Leave::look_up;
   engine::Exit exit_{};
   Leave recorded_ = Leave::look_up;  ///< what a failed access asks abort() to do
@@ -468,8 +508,13 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   mutable std::mutex mailbox_lock_;
   Invalidation mailbox_;
   std::vector<std::pair<PA, std::uint64_t>> mailbox_written_;
+  bool mailbox_all_written_ = false;  ///< too many to list
+  std::vector<PPN> mailbox_revoked_;
+  bool mailbox_all_revoked_ = false;
+  std::uint64_t revocations_ = 0;  ///< posted so far
   Epoch mailbox_epoch_ = 0;
   std::atomic<Epoch> passed_{~0ULL};
+  std::atomic<std::uint64_t> revoked_{~0ULL};
   engine::VcpuStats published_{};  ///< stats() as of the last exit; under mailbox_lock_
 };
 

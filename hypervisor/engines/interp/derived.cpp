@@ -117,6 +117,7 @@ void Core::set_state(const VcpuState& state) {
   update_derived();
   set_ip(state.rip);
   flush_tlb(FlushScope::all, 0, VA{});
+  quiesce();  // not running: nobody has to wait for this vCPU
 }
 
 void Core::flush_tlb(FlushScope scope, std::uint16_t which_pcid, VA va) {

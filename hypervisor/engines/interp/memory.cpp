@@ -59,7 +59,7 @@ bool Core::record_fault(const Fault& f, Access access) {
 
 Expected<Translation, Fault> Core::ask_mmu(VA va, Access access) {
   for (;;) {
-    passed_.store(~0ULL, std::memory_order_release);
+    quiesce();
     auto t = env.mmu->translate(env.id, va, access);
     // The call may itself have moved the page (demand-zero, unshare) or begun to trace one; and
     // what another thread took away meanwhile may be gone already. Only an answer that no
@@ -94,8 +94,9 @@ bool Core::locate(std::uint64_t va, Access access, Place& place) {
   place.pa = t->pa + address.page_offset();
   place.host = env.window.host(t->page) + address.page_offset();
   place.traced = t->traced;
-  place.code = write && blocks_.page_has_code(ppn);
-  tlb_.fill(mode, address, pcid, *t, env.window.host(t->page), !blocks_.page_has_code(ppn));
+  const bool unannounced = (write || t->writable) && group_->code_pages.claim_write(ppn, env.id);
+  place.code = write && !unannounced;
+  tlb_.fill(mode, address, pcid, *t, env.window.host(t->page), unannounced);
   return true;
 }
 
@@ -177,13 +178,13 @@ bool Core::each_place(std::uint64_t va, unsigned size, Access access, Transfer&&
   const auto head =
       static_cast<unsigned>(std::min<std::uint64_t>(size, kPageSize - (va & kPageMask)));
   for (;;) {
-    const std::uint64_t before = generation_;
+    const std::uint64_t before = places_;
     Place first;
     if (!locate(va, access, first)) return false;
     if (head == size) return transfer(first, 0U, size);
     Place second;
     if (!locate(wrap_va(va + head), access, second)) return false;
-    if (generation_ != before) continue;  // the first may have moved
+    if (places_ != before) continue;  // the first may have moved, or have to be announced
     return transfer(first, 0U, head) && transfer(second, head, size - head);
   }
 }
@@ -247,7 +248,6 @@ std::byte* Core::write_span(std::uint64_t va, std::uint64_t& available) {
 
 bool Core::rmw_begin_slow(std::uint64_t va, unsigned size, Rmw& m) {
   const Access access{AccessKind::write, cpl == 3, ac()};
-  m.va = va;
   if ((va & kPageMask) + size <= kPageSize) {
     Place place;
     if (!locate(va, access, place)) return false;
@@ -259,11 +259,14 @@ bool Core::rmw_begin_slow(std::uint64_t va, unsigned size, Rmw& m) {
       m.size = place.traced || place.code ? size : 0;
       return true;
     }
-  } else if (!check_store(va, size)) {
-    return false;
   }
-  // MMIO, ROM or page-crossing: work on a copy. Write access has been checked, so the load can
-  // only fail for reasons of its own.
+  return rmw_begin_copy(va, size, m);  // MMIO, ROM or page-crossing
+}
+
+bool Core::rmw_begin_copy(std::uint64_t va, unsigned size, Rmw& m) {
+  // With write access checked first, the load can only fail for reasons of its own.
+  if (!check_store(va, size)) return false;
+  m.va = va;
   m.bounced = true;
   m.size = size;
   m.host = m.bounce.data();
@@ -280,10 +283,22 @@ bool Core::rmw_end_slow(Rmw& m) {
 }
 
 void Core::code_written(PA pa, std::uint64_t length) {
-  const std::size_t dropped = blocks_.drop(pa, length);
+  drop_code(pa, length);
+  group_->code_written(env.id, pa, length);
+}
+
+void Core::drop_code(PA pa, std::uint64_t length) {
+  const std::size_t dropped =
+      blocks_.drop(pa, length, [this](PPN ppn) { group_->code_pages.release_code(ppn, env.id); });
   counters.blocks_invalidated += dropped;
   // The jump cache must not lead back into a dropped block.
   if (dropped != 0) ++generation_;
+}
+
+void Core::drop_all_code() {
+  std::vector<PPN> pages;
+  blocks_.for_each_page([&](PPN ppn) { pages.push_back(ppn); });
+  for (const PPN ppn : pages) drop_code(address_of(ppn), kPageSize);
 }
 
 }  // namespace strata::interp

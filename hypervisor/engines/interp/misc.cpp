@@ -59,7 +59,7 @@ const Uop* full_fence(Core& core, const Uop* u) {
 
 const Uop* pause_hint(Core& core, const Uop* u) {
   __builtin_ia32_pause();
-  return next(core, u);
+  return core.rest(u);
 }
 
 /// CLFLUSH and family fault as a load of one byte does (SDM 2A CLFLUSH); memory here is coherent.

@@ -141,6 +141,7 @@ std::uint64_t chunk(Core& core, const Uop* u, std::uint64_t count, ArithFlags& f
   if ((core.rflags_other & cpu::rflags::DF) != 0 || Op == String::lods) return 0;
   const std::byte* from = nullptr;
   std::uint64_t available = kPageSize;
+  const std::uint64_t places = core.places();
   if constexpr (reads_si(Op)) {
     const A si = core.reg<A>(kSi);
     from = source_span(core, source_va(core, u, si), available);
@@ -158,6 +159,8 @@ std::uint64_t chunk(Core& core, const Uop* u, std::uint64_t count, ArithFlags& f
     to = target_span(core, va, available);
     if (to == nullptr) return 0;
   }
+  // Finding the second page was a quiescent point: the first may have moved.
+  if (core.places() != places) return 0;
   count = std::min({count, available / sizeof(T), before_wrap<T, A>(di)});
   if (count == 0) return 0;
   if constexpr (Op == String::movs) copy_up<T>(to, from, count);

@@ -91,4 +91,10 @@ void Tlb::revoke_writes(PPN ppn) noexcept {
   }
 }
 
+void Tlb::revoke_all_writes() noexcept {
+  for (auto& mode : data_) {
+    for (TlbEntry& e : mode) e.write_tag = kNoTag;
+  }
+}
+
 }  // namespace strata::interp

@@ -72,6 +72,7 @@ class Tlb {
   void flush_physical(const std::vector<PpnRange>& ranges) noexcept;
   /// Write permission of entries that lead to `ppn`: before its code is cached.
   void revoke_writes(PPN ppn) noexcept;
+  void revoke_all_writes() noexcept;
   [[nodiscard]] static constexpr std::size_t bytes() noexcept {
     return sizeof(TlbEntry) * kTlbModes * kTlbEntries + sizeof(FetchEntry) * 2 * kFetchEntries;
   }
