@@ -31,10 +31,15 @@ def boot(strata, images, mmu, flavour, cpus, stats):
     guest.power_off()
 
 
-def check_stats(stats, mmu, name):
+def check_stats(stats, mmu, cpus, name):
     counted = read_stats(stats)
     assert counted["mmu"] == mmu and counted["outcome"] == "power-off", counted
     assert counted["vcpu"]["instructions"] > 100_000_000, counted["vcpu"]
+    assert len(counted["vcpus"]) == cpus, counted["vcpus"]
+    for number, vcpu in enumerate(counted["vcpus"]):
+        assert vcpu["instructions"] > 1_000_000, f"vCPU {number} did nothing: {vcpu}"
+        assert vcpu["startups"] == (0 if number == 0 else 1), vcpu
+    assert sum(v["instructions"] for v in counted["vcpus"]) == counted["vcpu"]["instructions"]
     tables = counted["tables"]["shadow_bytes" if mmu == "shadow" else "nested_bytes"]
     assert tables > 4096, tables
     resident = counted["overhead"]["vmm_resident_bytes"]
@@ -58,7 +63,7 @@ def main():
         except ConsoleError as error:
             print(f"{name}: {error}")
             return 1
-        resident = check_stats(stats, mmu, name)
+        resident = check_stats(stats, mmu, cpus, name)
         allowed = 32 << 20 if cpus == 1 else (32 + 12 * (cpus - 1)) << 20
         assert resident <= allowed, f"VMM resident {resident} bytes; at most {allowed} are wanted"
     return 0
