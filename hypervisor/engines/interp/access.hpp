@@ -46,7 +46,7 @@ template <class T>
 [[nodiscard, gnu::always_inline]] inline bool load_value(Core& core, std::uint64_t va, T& out) {
   const TlbEntry& e = core.dtlb[va >> kPageShift & (kTlbEntries - 1)];
   if (e.read_tag == (((va + sizeof(T) - 1) & ~kPageMask) | core.pcid)) [[likely]] {
-    std::memcpy(&out, reinterpret_cast<const void*>(va + e.addend), sizeof(T));
+    out = guest::load<T>(reinterpret_cast<const void*>(va + e.addend));
     return true;
   }
   T slow{};
@@ -72,13 +72,11 @@ template <class T, bool Memory>
 /// An operand in memory, wherever it lies.
 template <class T>
 [[gnu::always_inline]] inline T get(const void* host) noexcept {
-  T v;
-  std::memcpy(&v, host, sizeof v);
-  return v;
+  return guest::load<T>(host);
 }
 template <class T>
 [[gnu::always_inline]] inline void put(void* host, T v) noexcept {
-  std::memcpy(host, &v, sizeof v);
+  guest::store(host, v);
 }
 
 template <class T, class Apply, class Result>

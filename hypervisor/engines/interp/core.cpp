@@ -331,10 +331,10 @@ bool Core::crossing_bytes(std::uint64_t va, std::array<std::byte, 32>& bytes, un
   const std::uint64_t next = wrap_va(va + head);
   const std::uint64_t before = generation_;
   if (!fetch_page(next, host, second)) return false;
-  std::memcpy(bytes.data() + head, host, 16);
+  guest::copy(bytes.data() + head, host, 16);
   count = head + 16;
   if (!fetch_page(va, host, first)) return false;
-  std::memcpy(bytes.data(), host, head);
+  guest::copy(bytes.data(), host, head);
   if (generation_ != before) return crossing_bytes(va, bytes, count);
   return true;
 }

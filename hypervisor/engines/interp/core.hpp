@@ -25,6 +25,7 @@
 #include "engines/engine.hpp"
 #include "engines/interp/block_cache.hpp"
 #include "engines/interp/flags.hpp"
+#include "engines/interp/guest_access.hpp"
 #include "engines/interp/tlb.hpp"
 #include "engines/interp/uop.hpp"
 #include "engines/interp/vcpu_group.hpp"
@@ -268,7 +269,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   [[nodiscard]] bool load(std::uint64_t va, T& out) {
     const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
     if (e.read_tag == (((va + sizeof(T) - 1) & ~kPageMask) | pcid)) [[likely]] {
-      std::memcpy(&out, reinterpret_cast<const void*>(va + e.addend), sizeof(T));
+      out = guest::load<T>(reinterpret_cast<const void*>(va + e.addend));
       return true;
     }
     return load_slow(va, &out, sizeof(T), {AccessKind::read, cpl == 3, ac()});
@@ -277,7 +278,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   [[nodiscard]] bool store(std::uint64_t va, T value) {
     const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
     if (e.write_tag == (((va + sizeof(T) - 1) & ~kPageMask) | pcid)) [[likely]] {
-      std::memcpy(reinterpret_cast<void*>(va + e.addend), &value, sizeof(T));
+      guest::store(reinterpret_cast<void*>(va + e.addend), value);
       return true;
     }
     return store_slow(va, &value, sizeof(T), {AccessKind::write, cpl == 3, ac()});

@@ -182,7 +182,7 @@ bool Core::read_pdptes(std::uint64_t cr3, std::array<std::uint64_t, 4>& out) {
   off.mode = PagingMode::off;
   env.mmu->set_context(env.id, off);
   const auto t = ask_mmu(at, access);
-  if (t) std::memcpy(out.data(), env.window.host(t->page) + at.page_offset(), sizeof out);
+  if (t) guest::copy(out.data(), env.window.host(t->page) + at.page_offset(), sizeof out);
   env.mmu->set_context(env.id, context_);
   if (t) return true;
   if (t.error().kind == FaultKind::mmio) {

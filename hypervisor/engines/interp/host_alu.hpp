@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "engines/interp/flags.hpp"
+#include "engines/interp/guest_access.hpp"
 
 namespace strata::interp::host {
 
@@ -149,7 +150,7 @@ template <class T>
 /// *p = op *p atomically.
 template <Unary Op, class T>
 [[gnu::always_inline]] inline ArithFlags locked_unary(void* p, ArithFlags in) noexcept {
-  T old = static_cast<Unaligned<T>*>(p)->value;
+  T old = guest::load<T>(p);
   for (;;) {
     T changed = old;
     const ArithFlags f = unary<Op, T>(changed, in);

@@ -140,19 +140,19 @@ namespace {
 void copy_natural(void* to, const void* from, unsigned size) {
   switch (size) {
     case 1:
-      std::memcpy(to, from, 1);
+      guest::copy(to, from, 1);
       break;
     case 2:
-      std::memcpy(to, from, 2);
+      guest::copy(to, from, 2);
       break;
     case 4:
-      std::memcpy(to, from, 4);
+      guest::copy(to, from, 4);
       break;
     case 8:
-      std::memcpy(to, from, 8);
+      guest::copy(to, from, 8);
       break;
     default:
-      std::memcpy(to, from, size);
+      guest::copy(to, from, size);
   }
 }
 
@@ -206,7 +206,7 @@ bool Core::store_slow(std::uint64_t va, const void* data, unsigned size, Access 
 bool Core::load_bytes(std::uint64_t va, void* out, unsigned size) {
   const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
   if (e.read_tag == (((va + size - 1) & ~kPageMask) | pcid)) [[likely]] {
-    std::memcpy(out, reinterpret_cast<const void*>(va + e.addend), size);
+    guest::copy(out, reinterpret_cast<const void*>(va + e.addend), size);
     return true;
   }
   return load_slow(va, out, size, {AccessKind::read, cpl == 3, ac()});
@@ -215,7 +215,7 @@ bool Core::load_bytes(std::uint64_t va, void* out, unsigned size) {
 bool Core::store_bytes(std::uint64_t va, const void* data, unsigned size) {
   const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
   if (e.write_tag == (((va + size - 1) & ~kPageMask) | pcid)) [[likely]] {
-    std::memcpy(reinterpret_cast<void*>(va + e.addend), data, size);
+    guest::copy(reinterpret_cast<void*>(va + e.addend), data, size);
     return true;
   }
   return store_slow(va, data, size, {AccessKind::write, cpl == 3, ac()});

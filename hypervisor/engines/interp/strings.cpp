@@ -102,7 +102,7 @@ void copy_up(std::byte* to, const std::byte* from, std::uint64_t elements) {
       reinterpret_cast<std::uintptr_t>(to) - reinterpret_cast<std::uintptr_t>(from);
   const std::uint64_t bytes = elements * sizeof(T);
   if (distance - 1 >= bytes - 1) {  // not in 1 .. bytes - 1, modulo 2^64
-    std::memmove(to, from, bytes);
+    guest::copy(to, from, bytes);
     return;
   }
   for (std::uint64_t i = 0; i < bytes; i += sizeof(T)) put(to + i, get<T>(from + i));
@@ -111,7 +111,7 @@ void copy_up(std::byte* to, const std::byte* from, std::uint64_t elements) {
 template <class T>
 void fill_up(std::byte* to, T value, std::uint64_t elements) {
   if constexpr (sizeof(T) == 1) {
-    std::memset(to, value, elements);
+    guest::fill(to, value, elements);
   } else {
     for (std::uint64_t i = 0; i < elements; ++i) put(to + i * sizeof(T), value);
   }
