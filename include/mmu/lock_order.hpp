@@ -2,6 +2,7 @@
 // two are on one line, never both. Each lock says where it is declared what it guards.
 //
 //   vmm::Vm::lock_                    outcome; nothing is called under it
+//   interp::VcpuGroup::turn_          one vCPU alone; the holder executes an instruction under it
 //   devices: a device's own mutex_    UART, PIT, RTC, PM, PIC, I/O APIC (in that direction)
 //   devices::LocalApic::mutex_        released before the bus, the PIC or callbacks are called
 //   machine::GuestMemory listeners    held shared while listeners are called

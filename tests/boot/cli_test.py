@@ -71,9 +71,13 @@ class Endings(unittest.TestCase):
         if "shadow" in mmus:
             mmus.append("shadow,no-unsync,no-flood,no-prefetch,no-global,no-pcid,no-large,limit=1M")
         for mmu in mmus:
-            done = run("--kernel", GUEST, "--append", "auto", "--memory", "64M", "--mmu", mmu)
-            self.assertEqual(done.returncode, 0, done.stdout)
-            self.assertIn(", 0 failed", done.stdout)
+            for cpus in (1, 2, 4, 8):
+                with self.subTest(mmu=mmu, cpus=cpus):
+                    done = run("--kernel", GUEST, "--append", "auto", "--memory", "64M", "--mmu",
+                               mmu, "--cpus", str(cpus))
+                    self.assertEqual(done.returncode, 0, done.stdout)
+                    self.assertIn(", 0 failed", done.stdout)
+                    self.assertEqual("smp: x2apic ipis" in done.stdout, cpus > 1)
 
 
 class Mistakes(unittest.TestCase):
@@ -108,6 +112,7 @@ class Mistakes(unittest.TestCase):
                 ("limit=8M", ["--kernel", GUEST, "--mmu", "shadow,limit=0"]),
                 ("--engine", ["--kernel", GUEST, "--engine", "warp"]),
                 ("--cpus", ["--kernel", GUEST, "--cpus", "0"]),
+                ("--cpus", ["--kernel", GUEST, "--cpus", "9"]),
                 ("--cpu-model", ["--kernel", GUEST, "--cpu-model", "z80"]),
                 ("--initrd", ["--kernel", GUEST, "--initrd", "/nonexistent/initrd"]),
                 ("--serial", ["--kernel", GUEST, "--serial", "/nonexistent/dir/file"]),

@@ -7,6 +7,7 @@
 #include "console.hpp"
 #include "cpu.hpp"
 #include "paging.hpp"
+#include "smp.hpp"
 #include "traps.hpp"
 
 namespace guest {
@@ -388,6 +389,11 @@ unsigned run_checks() {
     print(check.name);
     print("\n");
     failed += good ? 0 : 1;
+  }
+  if (cpu_count() > 1) {
+    const SmpResult smp = run_smp_checks(number + 1);
+    number += smp.run;
+    failed += smp.failed;
   }
   print("checks: ");
   print_number(number - failed);

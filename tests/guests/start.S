@@ -242,6 +242,7 @@ trap_stub_base:
 
         .data
         .balign 16
+        .globl gdt
 gdt:
         .quad 0
         .quad 0x00AF9B000000FFFF        # 08 kernel code, 64-bit

@@ -5,6 +5,7 @@
 #include "cpu.hpp"
 #include "paging.hpp"
 #include "power.hpp"
+#include "smp.hpp"
 
 namespace guest {
 namespace {
@@ -93,6 +94,11 @@ extern "C" void handle_trap(TrapFrame* frame) {
     ++frame->rax;
     return;
   }
+  constexpr std::uint64_t kNmi = 2;
+  if (frame->vector == kNmi || (frame->vector >= kWakeVector && frame->vector <= kLastIpiVector)) {
+    handle_ipi(*frame);
+    return;
+  }
   const std::uint64_t cr2 = read_cr2();
   if (armed) {
     armed = false;
@@ -113,6 +119,10 @@ void traps_init() {
   for (unsigned vector = 0; vector < kVectors; ++vector) set_gate(vector, kInterruptGate, 0);
   set_gate(kUserVector, kUserGate, 0);
   set_gate(8, kInterruptGate, 1);  // double faults have a stack of their own
+  traps_load();
+}
+
+void traps_load() {
   const TablePointer pointer{sizeof idt - 1, reinterpret_cast<std::uint64_t>(idt)};
   asm volatile("lidt %0" : : "m"(pointer));
 }

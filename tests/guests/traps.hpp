@@ -25,6 +25,8 @@ struct Trap {
 };
 
 void traps_init();
+/// The table that traps_init() made, on this processor too.
+void traps_load();
 /// The next exception is expected: it is recorded and the probe returns.
 void expect_trap();
 /// What happened since expect_trap().
