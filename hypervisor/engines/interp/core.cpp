@@ -356,7 +356,7 @@ Block* Core::find_block(std::uint64_t va, bool single) {
   if (!crossing_bytes(va, bytes, count)) return nullptr;
   if (std::memcmp(bytes.data(), blocks_.crossing(b).data(), b->bytes) == 0) return b;
   drop_code(pa, 1);
-  return find_block(va);
+  return find_block(va, single);
 }
 
 bool Core::claim_code(PPN ppn) {
@@ -395,11 +395,13 @@ Block* Core::build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeM
     if (!crossing_bytes(va, bytes, count)) return nullptr;
     steps.clear();
     d = decode_block(bytes.data(), count, va, mode, *env.model, steps);
+    // Finding the second page was a quiescent point, at which the claim to the first may have gone.
+    if (!blocks_.page_has_code(page_of(pa))) return find_block(va, mode.single);
   }
   Block* b = blocks_.allocate(steps.size());
   if (b == nullptr) {
     flush_blocks();
-    return find_block(va);  // the page has to be claimed again
+    return find_block(va, mode.single);  // the page has to be claimed again
   }
   std::copy(steps.begin(), steps.end(), b->first());
   b->pa = pa;
