@@ -18,29 +18,6 @@
 
 namespace strata::conformance {
 
-/// Remembers which frames hold tables of a backend, so that a test can get at them.
-class RecordingFrames final : public FrameSource {
- public:
-  explicit RecordingFrames(FrameSource& inner) : inner_{&inner} {}
-  Expected<MPN, OutOfFrames> allocate(FrameKind kind) override {
-    auto frame = inner_->allocate(kind);
-    if (frame) tables.push_back(*frame);
-    return frame;
-  }
-  void release(MPN mpn, FrameKind kind) noexcept override {
-    std::erase(tables, mpn);
-    inner_->release(mpn, kind);
-  }
-  [[nodiscard]] MachineWindow window() const noexcept override { return inner_->window(); }
-  [[nodiscard]] std::array<std::uint64_t, kFrameKinds> in_use() const noexcept override {
-    return inner_->in_use();
-  }
-  std::vector<MPN> tables;
-
- private:
-  FrameSource* inner_;
-};
-
 class NoInterrupts final : public engine::InterruptSource {
  public:
   bool pending() override { return false; }

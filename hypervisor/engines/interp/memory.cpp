@@ -36,6 +36,9 @@ bool Core::record_fault(const Fault& f, Access access) {
       record_exception(cpu::PF, f.error_code);
       exception.cr2 = f.va.value();
       ++counters.page_faults;
+      // A page fault drops what the TLB holds for its address (SDM 3A 4.10.4.1): a stale answer for
+      // another kind of access must not outlive it.
+      if (tlb_.forget(f.va)) ++generation_;
       return false;
     case FaultKind::retry:
       recorded_ = Leave::retry;

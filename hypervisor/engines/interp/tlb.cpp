@@ -73,6 +73,24 @@ void Tlb::flush_page(VA va, std::uint16_t pcid) noexcept {
   });
 }
 
+bool Tlb::forget(VA va) noexcept {
+  const auto for_page = [va](std::uint64_t t) {
+    return t != kNoTag && ((t ^ va.value()) & ~kPageMask) == 0;
+  };
+  for (const TlbMode mode : {kSupervisor, kUser, kSupervisorAc}) {
+    TlbEntry& e = slot(mode, va);
+    if (for_page(any_tag(e))) e.read_tag = e.write_tag = kNoTag;
+  }
+  bool fetch = false;
+  for (const bool user : {false, true}) {
+    FetchEntry& e = fetch_slot(user, va);
+    if (!for_page(e.tag)) continue;
+    e.tag = kNoTag;
+    fetch = true;
+  }
+  return fetch;
+}
+
 void Tlb::flush_physical(const std::vector<PpnRange>& ranges) noexcept {
   drop_if([&](std::uint64_t, std::uint64_t pa) {
     const PPN ppn{pa_of(pa) >> kPageShift};

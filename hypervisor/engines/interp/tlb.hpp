@@ -68,6 +68,8 @@ class Tlb {
   void flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noexcept;
   /// INVLPG: the page of `va`, whatever its size; of `pcid` or global.
   void flush_page(VA va, std::uint16_t pcid) noexcept;
+  /// What is held for the 4 KiB page of `va`, by any PCID. True: a fetch translation was among it.
+  bool forget(VA va) noexcept;
   /// Entries that lead to these guest-physical pages.
   void flush_physical(const std::vector<PpnRange>& ranges) noexcept;
   /// Write permission of entries that lead to `ppn`: before its code is cached.

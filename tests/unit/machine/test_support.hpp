@@ -98,12 +98,15 @@ void must(Expected<void, E> result) {
 }
 
 /// A VM's memory: `ram_mib` MiB of untouched RAM from PA 0 in a segment of `segment_mib` MiB (by
-/// default as large), frames through a FailingFrames.
+/// default as large), frames through a FailingFrames. The first `skipped_frames` frames of machine
+/// memory stay unused: for tests that take its addresses to another machine.
 class TestMachine {
  public:
-  explicit TestMachine(std::uint64_t ram_mib = 64, std::uint64_t segment_mib = 0)
+  explicit TestMachine(std::uint64_t ram_mib = 64, std::uint64_t segment_mib = 0,
+                       std::uint64_t skipped_frames = 0)
       : memory{must(MachineMemory::create(layout()))},
         allocator{*memory},
+        skipped{skip(allocator, skipped_frames)},
         frames{allocator},
         home{must(
             memory->create_segment((segment_mib == 0 ? ram_mib : segment_mib) << 20, "test-vm"))},
@@ -173,6 +176,7 @@ class TestMachine {
 
   std::unique_ptr<MachineMemory> memory;
   FrameAllocator allocator;
+  std::vector<MPN> skipped;
   FailingFrames frames;
   FlushDomain domain;
   SegmentRef home;
@@ -181,6 +185,11 @@ class TestMachine {
   GuestMemory guest;
 
  private:
+  static std::vector<MPN> skip(FrameAllocator& allocator, std::uint64_t count) {
+    std::vector<MPN> taken;
+    while (taken.size() < count) taken.push_back(must(allocator.allocate(FrameKind::other)));
+    return taken;
+  }
   /// A small window, so that many machines fit in one sanitized process.
   static HostLayout layout() {
     HostLayout l;
