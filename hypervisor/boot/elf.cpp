@@ -38,6 +38,7 @@ class ElfParser {
 
   Result<ElfImage> parse() {
     if (auto ok = header(); !ok) return fail(ok.error().message);
+    image_.multiboot = find_multiboot();
     for (std::uint16_t i = 0; i < header_count_; ++i) {
       const ProgramHeader ph = program_header(i);
       if (ph.type == PT_LOAD) {
@@ -143,13 +144,21 @@ class ElfParser {
       return bad(name + " has more bytes in the file than in memory");
     }
     if (ph.memory_bytes == 0) return {};
-    if (ph.physical < layout::kKernelBase || ph.physical >= kAddressLimit ||
-        ph.memory_bytes > kAddressLimit - ph.physical) {
+    const bool high = ph.physical >= layout::kKernelBase && ph.physical < kAddressLimit &&
+                      ph.memory_bytes <= kAddressLimit - ph.physical;
+    if (!high && !fits_low(ph)) {
       return bad(name + " (" + hex(ph.memory_bytes) + " bytes at physical " + hex(ph.physical) +
                  ") is not between 1 MiB and 4 GiB");
     }
     image_.segments.push_back({ph.physical, data->bytes(), ph.memory_bytes});
     return {};
+  }
+
+  /// Real-mode test kernels load in low memory, where Multiboot's entry leaves them room.
+  bool fits_low(const ProgramHeader& ph) const {
+    return image_.multiboot && ph.physical >= layout::kLowImageBase &&
+           ph.physical < layout::kLowImageEnd &&
+           ph.memory_bytes <= layout::kLowImageEnd - ph.physical;
   }
 
   /// Looks for Xen's PHYS32_ENTRY among the notes of one segment (ELF gABI, "Note Section").
@@ -211,7 +220,6 @@ class ElfParser {
     if (image_.pvh_entry && !in_file_data(segments, *image_.pvh_entry)) {
       return bad("the PVH entry " + hex(*image_.pvh_entry) + " is in no segment");
     }
-    image_.multiboot = !image_.is64 && find_multiboot();
     return {};
   }
 

@@ -54,15 +54,20 @@ Result<PA> place_initrd(const LoadRequest& request) {
 Result<void> write_cmdline(const LoadRequest& request, MemorySink& sink) {
   const std::uint64_t longest =
       std::min<std::uint64_t>(request.kernel.max_cmdline(), layout::kMaxCmdlineBytes - 1);
-  if (request.cmdline.size() > longest) {
-    return fail("the command line has " + std::to_string(request.cmdline.size()) +
+  // Multiboot's first word is the image's name, as a shell passes argv[0] (Multiboot 0.6.96, 3.3).
+  std::string line{request.cmdline};
+  if (request.kernel.entry_kind() == EntryKind::multiboot) {
+    line.insert(0, std::string{request.kernel_name} + (line.empty() ? "" : " "));
+  }
+  if (line.size() > longest) {
+    return fail("the command line has " + std::to_string(line.size()) +
                 " characters; this kernel takes " + std::to_string(longest));
   }
-  if (request.cmdline.find('\0') != std::string_view::npos) {
+  if (line.find('\0') != std::string::npos) {
     return fail("the command line has a NUL character inside");
   }
-  std::vector<std::byte> text(request.cmdline.size() + 1);
-  std::ranges::copy(as_bytes(request.cmdline), text.begin());
+  std::vector<std::byte> text(line.size() + 1);
+  std::ranges::copy(as_bytes(line), text.begin());
   return sink.write(PA{layout::kCmdlineBase}, text);
 }
 

@@ -17,9 +17,10 @@ namespace strata::boot {
 struct LoadRequest {
   const KernelImage& kernel;
   const MemoryMap& memory;
-  std::span<const std::byte> initrd{};  ///< empty: none
-  std::string_view cmdline{};           ///< no terminator; no NUL inside
-  unsigned cpus = 1;                    ///< 1 to layout::kMaxCpus; APIC ids 0 to cpus - 1
+  std::span<const std::byte> initrd{};      ///< empty: none
+  std::string_view cmdline{};               ///< no terminator; no NUL inside
+  std::string_view kernel_name = "kernel";  ///< Multiboot: the command line's first word
+  unsigned cpus = 1;                        ///< 1 to layout::kMaxCpus; APIC ids 0 to cpus - 1
   /// ACPI describes a PCI host bridge (configuration mechanism 1 at CF8h).
   bool pci = false;
   /// The machine has the two 8259 interrupt controllers.

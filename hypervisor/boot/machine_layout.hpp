@@ -18,6 +18,8 @@ inline constexpr unsigned kPitIrq = 0;
 /// ACPI's override: the PIT's interrupt arrives at the IOAPIC's input 2.
 inline constexpr unsigned kPitGsi = 2;
 
+inline constexpr std::uint16_t kDebugExitPort = 0xF4;  ///< only with test devices
+
 // ACPI fixed hardware (ACPI 6.4, 4.8).
 inline constexpr std::uint16_t kPm1aEventPort = 0x600;  ///< 4 bytes: status, enable
 inline constexpr std::uint16_t kPm1EventBytes = 4;
@@ -77,5 +79,8 @@ inline constexpr std::uint64_t kPageTablesBase = 0x9000;  ///< PML4, PDPT, four 
 inline constexpr std::uint64_t kCmdlineBase = 0x20000;
 inline constexpr std::uint64_t kMaxCmdlineBytes = 0x10000;  ///< with its terminator
 inline constexpr std::uint64_t kKernelBase = 0x100000;      ///< kernels load at or above this
+/// Where a Multiboot image may load below 1 MiB: between its information block and command line.
+inline constexpr std::uint64_t kLowImageBase = 0x8000;
+inline constexpr std::uint64_t kLowImageEnd = kCmdlineBase;
 
 }  // namespace strata::boot::layout

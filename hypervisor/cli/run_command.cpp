@@ -23,6 +23,7 @@ struct RunOptions {
   std::optional<unsigned> cpus;
   std::optional<double> timeout;
   std::optional<std::uint16_t> debug_exit_port;
+  bool test_devices = false;
 };
 
 Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
@@ -45,6 +46,7 @@ Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
   if (o.stats) config.stats = *o.stats;
   if (o.cpus) config.cpus = *o.cpus;
   if (o.timeout) config.timeout_seconds = *o.timeout;
+  if (o.test_devices) config.test_devices = true;
   if (o.debug_exit_port) config.debug_exit_port = *o.debug_exit_port;
   if (o.memory) {
     const auto bytes = vmm::parse_memory(*o.memory);
@@ -126,13 +128,16 @@ void add_run_command(CLI::App& app, int& exit_code) {
   command->add_option("--mmu", options->mmu,
                       "Memory backend: shadow, ept, npt or auto [auto]" + vmm::mmu_words_help());
   command->add_option("--cpu-model", options->cpu_model,
-                      "CPU model: default or mitigation-free [default]");
+                      "CPU model: default or mitigation-free, and changes to it: "
+                      "default,-pcid,+rdpid,vendor=AuthenticAMD [default]");
   command->add_option("--serial", options->serial,
                       "First serial port: stdio, null, or a file for its output [stdio]");
   command->add_option("--stats", options->stats, "Write counters and overhead to this JSON file");
   command->add_option("--timeout", options->timeout, "Stop after this many seconds [none]");
   command->add_option("--debug-exit-port", options->debug_exit_port,
                       "A write to this port ends the VM (0xf4 for test kernels) [none]");
+  command->add_flag("--test-devices", options->test_devices,
+                    "fw_cfg, pc-testdev and debug exit at 0xf4, as kvm-unit-tests expect them");
   command->footer(std::string{kFooter});
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }

@@ -162,12 +162,17 @@ struct XstateComponent {
 /// A processor model, after the host's limits were applied. Immutable; any thread.
 class CpuModel {
  public:
-  /// "default" or "mitigation-free". Error: no such model.
+  /// A model's name, and changes to it: "default", "default,-pcid,+rdpid,vendor=AuthenticAMD".
+  /// A feature taken away takes along what needs it. Error: no such model, feature or key.
   [[nodiscard]] static Expected<CpuModel, ModelError> by_name(std::string_view name,
                                                               const ModelOptions& options = {});
   /// A model file's text, in the form of models/default.json. Error: what is wrong with it.
   [[nodiscard]] static Expected<CpuModel, ModelError> from_json(std::string_view text,
                                                                 const ModelOptions& options = {});
+  /// As from_json(), with `changes` as by_name() has them, without the name: "+rdpid,-pcid".
+  [[nodiscard]] static Expected<CpuModel, ModelError> from_json(std::string_view text,
+                                                                std::string_view changes,
+                                                                const ModelOptions& options);
   /// Names that by_name() knows.
   [[nodiscard]] static std::vector<std::string_view> names();
 

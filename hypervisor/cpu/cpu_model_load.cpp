@@ -113,13 +113,56 @@ struct ModelBuilder {
         model.features_.set(static_cast<std::size_t>(*feature));
       }
     }
+    check_needs();
+    for (const Json& entry : array(json, "kvm_features", false)) kvm_feature(entry);
+  }
+
+  void check_needs() {
     for (const FeatureInfo& info : feature_table()) {
       if (model.has(info.feature) && info.needs && !model.has(*info.needs)) {
         bad("feature \"" + std::string{info.name} + "\" needs \"" +
             std::string{name_of(*info.needs)} + "\"");
       }
     }
-    for (const Json& entry : array(json, "kvm_features", false)) kvm_feature(entry);
+  }
+
+  /// "+rdpid,-pcid,vendor=AuthenticAMD"
+  void change(std::string_view changes) {
+    while (!changes.empty()) {
+      const std::size_t comma = std::min(changes.find(','), changes.size());
+      change_one(changes.substr(0, comma));
+      changes.remove_prefix(std::min(comma + 1, changes.size()));
+    }
+    drop_unmet_needs([this](Feature f) { model.features_.reset(static_cast<std::size_t>(f)); });
+  }
+
+  void change_one(std::string_view item) {
+    constexpr std::string_view kVendor = "vendor=";
+    if (item.starts_with(kVendor)) {
+      model.vendor_ = item.substr(kVendor.size());
+      if (model.vendor_.size() != 12) bad("a vendor has 12 characters, as in GenuineIntel");
+      return;
+    }
+    const auto feature = item.empty() ? std::nullopt : feature_named(item.substr(1));
+    if (!feature || (item.front() != '+' && item.front() != '-')) {
+      bad("\"" + std::string{item} + "\" is not +FEATURE, -FEATURE or vendor=V");
+      return;
+    }
+    model.features_.set(static_cast<std::size_t>(*feature), item.front() == '+');
+  }
+
+  /// Needs can be several deep.
+  template <class Drop>
+  void drop_unmet_needs(Drop&& drop_one) {
+    for (bool changed = true; changed;) {
+      changed = false;
+      for (const FeatureInfo& info : feature_table()) {
+        if (model.has(info.feature) && info.needs && !model.has(*info.needs)) {
+          drop_one(info.feature);
+          changed = true;
+        }
+      }
+    }
   }
 
   void kvm_feature(const Json& entry) {
@@ -186,16 +229,7 @@ struct ModelBuilder {
     for (const FeatureInfo& info : feature_table()) {
       if (model.has(info.feature) && !host_offers(info, host)) drop(info.feature);
     }
-    // What needs something that went must go as well; needs can be several deep.
-    for (bool changed = true; changed;) {
-      changed = false;
-      for (const FeatureInfo& info : feature_table()) {
-        if (model.has(info.feature) && info.needs && !model.has(*info.needs)) {
-          drop(info.feature);
-          changed = true;
-        }
-      }
-    }
+    drop_unmet_needs([this](Feature f) { drop(f); });
     // The hardware's XSAVE decides where PKRU is, and it differs between vendors (2688 behind
     // Intel's AVX-512 and MPX components, 2432 on AMD): a guest on KVM must be told the host's.
     const CpuidResult pkru = host.cpuid(0xD, 9);
@@ -205,6 +239,11 @@ struct ModelBuilder {
 
 Expected<CpuModel, ModelError> CpuModel::from_json(std::string_view text,
                                                    const ModelOptions& options) {
+  return from_json(text, {}, options);
+}
+
+Expected<CpuModel, ModelError> CpuModel::from_json(std::string_view text, std::string_view changes,
+                                                   const ModelOptions& options) {
   const Json json = Json::parse(text.begin(), text.end(), nullptr, false);
   if (json.is_discarded()) return fail("the text is not JSON");
   if (!json.is_object()) return fail("the JSON text must be an object");
@@ -212,6 +251,7 @@ Expected<CpuModel, ModelError> CpuModel::from_json(std::string_view text,
   builder.identity(json);
   builder.features(json);
   builder.caches(json);
+  builder.change(changes);
   if (!builder.problem.empty()) return fail(builder.problem);
   builder.apply_host(options.host != nullptr ? *options.host : host_cpu());
   builder.model.tsc_khz_ = options.tsc_khz;
@@ -221,8 +261,11 @@ Expected<CpuModel, ModelError> CpuModel::from_json(std::string_view text,
 
 Expected<CpuModel, ModelError> CpuModel::by_name(std::string_view name,
                                                  const ModelOptions& options) {
+  const std::size_t comma = std::min(name.find(','), name.size());
+  const std::string_view changes = name.substr(std::min(comma + 1, name.size()));
+  name = name.substr(0, comma);
   for (const BuiltinModel& builtin : builtin_models()) {
-    if (builtin.name == name) return from_json(builtin.json, options);
+    if (builtin.name == name) return from_json(builtin.json, changes, options);
   }
   std::string known;
   for (const BuiltinModel& builtin : builtin_models()) {

@@ -8,6 +8,15 @@ namespace strata::vmm {
 
 namespace layout = boot::layout;
 
+namespace {
+
+/// The layout is ours: an overlap is our bug.
+void must(const Expected<void, devices::BusError>& done) {
+  if (!done) std::abort();
+}
+
+}  // namespace
+
 Platform::Platform(const Config& config, devices::GuestClock& clock, const cpu::CpuModel& model,
                    devices::CharSink& sink, devices::MachineControl& control,
                    devices::MemoryWriter& memory)
@@ -33,6 +42,15 @@ Platform::Platform(const Config& config, devices::GuestClock& clock, const cpu::
   apics_[0]->connect_pic(pic_);
   apics_[0]->enter_virtual_wire_mode();
   attach_all();
+  if (config.test_devices) attach_test_devices(config);
+}
+
+void Platform::attach_test_devices(const Config& config) {
+  fw_cfg_ = std::make_unique<devices::FwCfg>(devices::FwCfg::Config{
+      .cpus = static_cast<std::uint16_t>(config.vcpus), .ram_bytes = config.ram_bytes});
+  test_device_ = std::make_unique<devices::TestDevice>(irqs_, config.flush_page);
+  must(fw_cfg_->attach(ports_));
+  must(test_device_->attach(ports_, mmio_));
 }
 
 Platform::Apics Platform::make_apics(unsigned count, const cpu::CpuModel& model,
@@ -51,9 +69,6 @@ Platform::Apics Platform::make_apics(unsigned count, const cpu::CpuModel& model,
 }
 
 void Platform::attach_all() {
-  const auto must = [](const Expected<void, devices::BusError>& done) {
-    if (!done) std::abort();  // the layout is ours: an overlap is our bug
-  };
   must(pic_.attach(ports_));
   must(pit_.attach(ports_));
   must(rtc_.attach(ports_));

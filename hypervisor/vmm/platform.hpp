@@ -10,6 +10,7 @@
 #include "devices/apic_bus.hpp"
 #include "devices/bus.hpp"
 #include "devices/clock.hpp"
+#include "devices/fw_cfg.hpp"
 #include "devices/ioapic.hpp"
 #include "devices/kvmclock.hpp"
 #include "devices/local_apic.hpp"
@@ -20,6 +21,7 @@
 #include "devices/rtc_cmos.hpp"
 #include "devices/serial8250.hpp"
 #include "devices/system_ports.hpp"
+#include "devices/test_device.hpp"
 #include "engines/engine.hpp"
 
 namespace strata::vmm {
@@ -31,6 +33,9 @@ class Platform {
   struct Config {
     unsigned vcpus = 1;
     std::optional<std::uint16_t> debug_exit_port;
+    bool test_devices = false;
+    std::uint64_t ram_bytes = 0;                     ///< what fw_cfg says
+    devices::TestDevice::FlushPage flush_page = {};  ///< see TestDevice
   };
   /// `sink` gets the serial port's output; `control` hears power-off and reset; `memory` is where
   /// kvmclock writes. All must outlive the platform.
@@ -65,6 +70,7 @@ class Platform {
                                         devices::ApicBus& bus, devices::Clock& clock,
                                         devices::Timers& timers);
   void attach_all();
+  void attach_test_devices(const Config& config);
 
   devices::TimerService timers_;
   devices::Bus ports_{16};
@@ -82,6 +88,8 @@ class Platform {
   devices::PciHostBridge host_bridge_;
   devices::SystemPorts system_ports_;
   devices::KvmClock kvmclock_;
+  std::unique_ptr<devices::FwCfg> fw_cfg_;            ///< Config::test_devices
+  std::unique_ptr<devices::TestDevice> test_device_;  ///< Config::test_devices
 };
 
 }  // namespace strata::vmm

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
+
 #include "boot/loader.hpp"
+#include "boot/machine_layout.hpp"
 #include "engines/interp/core.hpp"
 #include "vmm/state_dump.hpp"
 
@@ -114,12 +117,27 @@ Expected<void, ConfigError> Vm::build_memory() {
   return {};
 }
 
+Platform::Config Vm::platform_config() {
+  Platform::Config config{.vcpus = config_.cpus, .debug_exit_port = config_.debug_exit_port};
+  if (!config_.test_devices) return config;
+  config.test_devices = true;
+  config.debug_exit_port = config_.debug_exit_port.value_or(boot::layout::kDebugExitPort);
+  config.ram_bytes = config_.memory_bytes;
+  config.flush_page = [this](PA pa) {
+    Flush flush{domain_};
+    // The mark of dirty logging takes the permission away, and with it every derived entry.
+    (void)p2m_->log_dirty(PpnRange{page_of(pa), 1}, flush);
+    flush.commit();
+  };
+  return config;
+}
+
 Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   mmu_ = make_mmu(mmu_name_, *p2m_, *frames_, domain_, config_.cpus, config_.memory_bytes);
   if (!mmu_.mmu) return bad("the host has no memory for the backend's root table");
-  platform_ = std::make_unique<Platform>(
-      Platform::Config{config_.cpus, config_.debug_exit_port}, *clock_, model_, sink,
-      static_cast<devices::MachineControl&>(*this), static_cast<devices::MemoryWriter&>(*this));
+  platform_ = std::make_unique<Platform>(platform_config(), *clock_, model_, sink,
+                                         static_cast<devices::MachineControl&>(*this),
+                                         static_cast<devices::MemoryWriter&>(*this));
   group_ = std::make_unique<interp::VcpuGroup>(map_.end().value() >> kPageShift);
   EndingListener& listener = *this;
   for (VcpuId id = 0; id < config_.cpus; ++id) {
@@ -157,10 +175,12 @@ Expected<void, ConfigError> Vm::load_guest() {
   }
   kernel_description_ = kernel->description();
   Sink sink{*guest_memory_};
+  const std::string kernel_name = std::filesystem::path{config_.kernel}.filename();
   const boot::LoadRequest request{.kernel = *kernel,
                                   .memory = map_,
                                   .initrd = initrd,
                                   .cmdline = config_.append,
+                                  .kernel_name = kernel_name,
                                   .cpus = config_.cpus};
   const auto state = boot::load(request, sink);
   if (!state) return bad(state.error().message);

@@ -70,6 +70,7 @@ class Vm final : private devices::MachineControl,
   Expected<void, ConfigError> build_memory();
   Expected<void, ConfigError> build_engine(devices::CharSink& sink);
   Expected<void, ConfigError> load_guest();
+  Platform::Config platform_config();
 
   // devices::MachineControl
   void power_off() override { stop(Ending::power_off); }

@@ -62,6 +62,7 @@ Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
     return take(value, source, key, config.cpus);
   }
   if (key == "timeout") return take(value, source, key, config.timeout_seconds);
+  if (key == "test-devices") return take(value, source, key, config.test_devices);
   if (key == "debug-exit-port") {
     if (!value.is_number_unsigned() || value.get<std::uint64_t>() > 0xFFFF) {
       return bad(fmt::format("{}: 'debug-exit-port' must be a port number", source));

@@ -31,7 +31,8 @@ struct VmConfig {
   std::string serial = "stdio";  ///< "stdio", "null", or a file
   std::string stats;             ///< JSON is written here at the end; empty: nowhere
   double timeout_seconds = 0;    ///< 0: none
-  std::optional<std::uint16_t> debug_exit_port;
+  std::optional<std::uint16_t> debug_exit_port;  ///< `test_devices` implies 0xF4
+  bool test_devices = false;  ///< fw_cfg and pc-testdev, as kvm-unit-tests expect them
 };
 
 /// "512M", "2G", "4096K", "1T" or a plain number of MiB. Errors say what would be right.

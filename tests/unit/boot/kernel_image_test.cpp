@@ -53,6 +53,15 @@ TEST(KernelImage, MultibootElf32) {
   EXPECT_EQ(image->entry(), 0x100000U);
 }
 
+TEST(KernelImage, MultibootElf64) {
+  ElfSpec spec;
+  spec.pvh = false;
+  spec.multiboot = true;
+  const auto image = KernelImage::parse(make_elf(spec));
+  ASSERT_TRUE(image) << image.error().message;
+  EXPECT_EQ(image->entry_kind(), EntryKind::multiboot);
+}
+
 TEST(KernelImage, EmptySegmentsAreLeftOut) {
   ElfSpec spec;
   spec.segments.push_back({0, "", 0});

@@ -196,7 +196,7 @@ TEST_F(Loader, Multiboot) {
   EXPECT_EQ(at<std::uint32_t>(info), 0x4DU);
   EXPECT_EQ(at<std::uint32_t>(info + 4), 639U);
   EXPECT_EQ(at<std::uint32_t>(info + 8), 31 * 1024U);
-  EXPECT_EQ(string_at(at<std::uint32_t>(info + 16)), cmdline_);
+  EXPECT_EQ(string_at(at<std::uint32_t>(info + 16)), "kernel " + cmdline_);
   ASSERT_EQ(at<std::uint32_t>(info + 20), 1U);
   const auto module = at<std::uint32_t>(info + 24);
   const auto start = at<std::uint32_t>(module);
@@ -208,6 +208,24 @@ TEST_F(Loader, Multiboot) {
   EXPECT_EQ(at<std::uint64_t>(list + 24 * 3 + 4), 0x100000U);
   EXPECT_EQ(at<std::uint64_t>(list + 24 * 3 + 12), 31 * kMiB);
   EXPECT_EQ(at<std::uint32_t>(list + 24 * 3 + 20), 1U);
+}
+
+/// Real-mode test kernels are linked below 1 MiB; so are no others.
+TEST_F(Loader, MultibootInLowMemory) {
+  ElfSpec spec;
+  spec.is64 = spec.pvh = false;
+  spec.multiboot = true;
+  spec.entry = layout::kLowImageBase;
+  spec.segments = {{layout::kLowImageBase, "real mode", 0x100}};
+  const KernelImage kernel = image_of(make_elf(spec));
+  const auto state = run(kernel);
+  ASSERT_TRUE(state) << state.error().message;
+  EXPECT_EQ(state->rip, layout::kLowImageBase);
+  EXPECT_EQ(text_at(memory_.from(layout::kLowImageBase), 0, 9), "real mode");
+  for (const std::uint64_t at : {layout::kLowImageBase - 4, layout::kLowImageEnd - 4}) {
+    spec.segments[0].physical = at;
+    EXPECT_FALSE(KernelImage::parse(make_elf(spec))) << at;
+  }
 }
 
 TEST_F(Loader, InitrdStaysBelowTheKernelsLimit) {
@@ -321,6 +339,7 @@ TEST(LowMemory, PartsAreDisjoint) {
       {kStartInfoBase,
        128 + multiboot_info::kModuleBytes + kEntries * multiboot_info::kMapEntryBytes},
       {kBootParamsBase, zero_page::kBytes},
+      {std::min(kPageTablesBase, kLowImageBase), 0},
       {kPageTablesBase, 6 * kPageSize},
       {kCmdlineBase, kMaxCmdlineBytes},
       {kEbdaBase, 0},

@@ -56,6 +56,28 @@ TEST(ModelFile, ExtendedFamilyAndModel) {
   EXPECT_EQ(model->microcode_revision(), 7ULL << 32);
 }
 
+Expected<CpuModel, ModelError> changed(std::string_view changes) {
+  static const FakeHost host = FakeHost::everything();
+  return CpuModel::from_json(small(R"("fpu", "fxsr", "sse", "sse2")"), changes, {.host = &host});
+}
+
+TEST(ModelFile, ChangesAddAndTakeAway) {
+  const auto model = changed("+apic,-sse,vendor=AuthenticAMD");
+  ASSERT_TRUE(model) << model.error().message;
+  EXPECT_TRUE(model->has(Feature::apic));
+  EXPECT_TRUE(model->has(Feature::fxsr));
+  EXPECT_FALSE(model->has(Feature::sse));
+  EXPECT_FALSE(model->has(Feature::sse2)) << "needs what went";
+  EXPECT_EQ(model->cpuid(0, 0, {}).ebx, 0x68747541U);
+  EXPECT_TRUE(CpuModel::by_name("default,-pcid"));
+}
+
+TEST(ModelFile, MistakesInChanges) {
+  for (const char* text : {"+nonesuch", "apic", "+", ",", "vendor=Nobody"}) {
+    EXPECT_FALSE(changed(text)) << text;
+  }
+}
+
 struct Mistake {
   const char* name;
   std::string text;

@@ -1,0 +1,198 @@
+"""kvm-unit-tests under every backend and QEMU TCG; see scripts/kvm-unit-tests.
+
+Exit code: 0 all that must pass passed, 1 something did not, 77 there is nothing to run.
+"""
+
+import argparse
+import concurrent.futures
+import configparser
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+
+ROOT = pathlib.Path(__file__).parents[2]
+NOTES = ROOT / "tests/kut/suites.toml"
+TABLE = ROOT / "docs/conformance.md"
+BEGIN, END = "<!-- kvm-unit-tests begin -->", "<!-- kvm-unit-tests end -->"
+BACKENDS = ["shadow", "ept", "npt"]
+QEMU = "qemu-system-x86_64"
+# QEMU's names of features to ours, where a suite's CPU options mention one that we have.
+FEATURES = {"x2apic": "x2apic", "tsc-deadline": "tsc_deadline", "pcid": "pcid", "invpcid": "invpcid",
+            "umip": "umip", "pku": "pku", "rdtscp": "rdtscp", "xsave": "xsave"}
+OK, FAILED, SKIPPED, ABORTED = 0, 1, 77, 127  # what the tests hand to isa-debug-exit
+
+
+class Suite:
+    """One section of unittests.cfg, on the build of one architecture."""
+
+    def __init__(self, name, section, directory, arch):
+        self.arch = arch
+        self.name = name if arch == "x86_64" else f"{name} (i386)"
+        self.kernel = directory / "x86" / section["file"]
+        self.cpus = int(section.get("smp", "1").split(",")[0])
+        args = section.get("test_args", "").replace("`date +%s`", str(int(time.time())))
+        self.args = " ".join(shlex.split(args))
+        self.qemu = shlex.split(section.get("qemu_params", section.get("extra_params", "")))
+        self.timeout = int(section.get("timeout", "90").rstrip("s"))
+        self.default = "nodefault" not in section.get("groups", "")
+
+    def option(self, name):
+        return self.qemu[self.qemu.index(name) + 1] if name in self.qemu else ""
+
+    def cpu_model(self):
+        changes = []
+        for item in self.option("-cpu").split(",")[1:]:
+            if item.startswith("vendor="):
+                changes.append(item)
+            elif FEATURES.get(item[1:]):
+                changes.append(item[0] + FEATURES[item[1:]])
+        if "vmport=on" in self.option("-machine"):
+            changes.append("+vmware_backdoor")
+        return ",".join(["default", *changes])
+
+    def strata(self, binary, mmu):
+        memory = self.option("-m").upper() or "128"
+        return [binary, "run", "--test-devices", "--kernel", str(self.kernel), "--mmu", mmu,
+                "--cpus", str(self.cpus), "--memory", memory, "--append", self.args,
+                "--cpu-model", self.cpu_model(), "--timeout", str(self.timeout)]
+
+    def qemu_command(self):
+        cpu = "max" if self.option("-cpu").startswith("host") else self.option("-cpu") or "max"
+        rest = list(self.qemu)
+        if "-cpu" in rest:
+            del rest[rest.index("-cpu"):rest.index("-cpu") + 2]
+        rest = [r for r in rest if r != "-enable-kvm"]
+        return [QEMU, "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+                "-device", "pc-testdev", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4",
+                "-device", "pci-testdev", "-machine", "accel=tcg", "-cpu", cpu,
+                "-smp", str(self.cpus), "-kernel", str(self.kernel), "-append", self.args, *rest]
+
+
+def suites(directory, arch):
+    config = configparser.ConfigParser(interpolation=None, strict=False)
+    config.read(directory / "x86/unittests.cfg")
+    for name in config.sections():
+        if config[name].get("arch", arch) == arch:
+            yield Suite(name, config[name], directory, arch)
+
+
+def verdict(code, output, ours):
+    """pass, fail, skip, timeout or an ending, from the exit code of the program that ran it."""
+    if ours and not 64 <= code < 128:
+        return {5: "timeout", 4: "triple fault", 3: "reset"}.get(code, f"error {code}")
+    value = code - 64 if ours else code >> 1
+    if not ours and not code & 1:
+        return f"error {code}"
+    if value == OK:
+        return "pass"
+    if value == SKIPPED & (63 if ours else 127):
+        return "skip"
+    failures = len(re.findall(r"^FAIL", output, re.M))
+    return f"fail ({failures})" if failures else "fail"
+
+
+def run(suite, where, args):
+    ours = where != "qemu"
+    if not suite.kernel.exists():
+        return "not built", ""
+    command = suite.strata(args.strata, where) if ours else suite.qemu_command()
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=suite.timeout + 15, check=False)
+    except subprocess.TimeoutExpired as late:
+        return "timeout", (late.stdout or b"").decode(errors="replace")
+    output = done.stdout.decode(errors="replace")
+    return verdict(done.returncode, output, ours), output
+
+
+def run_all(chosen, columns, args):
+    """{(suite name, column): verdict}, with a line of progress for each."""
+    results = {}
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        jobs = {pool.submit(run, s, c, args): (s, c) for s in chosen for c in columns}
+        for number, job in enumerate(concurrent.futures.as_completed(jobs), 1):
+            suite, column = jobs[job]
+            results[suite.name, column], output = job.result()
+            print(f"[{number}/{len(jobs)}] {suite.name} {column}: {results[suite.name, column]}",
+                  flush=True)
+            if args.logs:
+                name = f"{suite.name}-{column}".replace(" ", "-")
+                (pathlib.Path(args.logs) / f"{name}.log").write_text(output)
+    return results
+
+
+def table(chosen, columns, results, reasons):
+    title = {"qemu": "QEMU TCG"}
+    heads = ["suite", *[title.get(c, f"strata {c}") for c in columns]]
+    if "qemu" in columns:
+        version = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True)
+        heads[-1] += " " + re.search(r"version (\d+\.\d+)", version.stdout).group(1)
+    rows = [heads, ["---"] * len(heads)]
+    rows += [[s.name, *[results[s.name, c] for c in columns]] for s in chosen]
+    text = "\n".join("| " + " | ".join(r) + " |" for r in rows) + "\n"
+    passed = ", ".join(f"{h} {sum(results[s.name, c] == 'pass' for s in chosen)}"
+                       for h, c in zip(heads[1:], columns))
+    text += f"\nPassing, of {len(chosen)}: {passed}.\n\nWhat does not pass in Strata, and why:\n\n"
+    for s in chosen:
+        if any(results[s.name, c] != "pass" for c in columns if c != "qemu"):
+            text += f"- {s.name}: {reasons.get(s.name, 'not looked into')}\n"
+    return text
+
+
+def write(text):
+    old = TABLE.read_text()
+    before, after = old.split(BEGIN)[0], old.split(END)[1]
+    TABLE.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+
+
+def options():
+    parser = argparse.ArgumentParser(prog="kvm-unit-tests", description=__doc__)
+    parser.add_argument("--strata", default=str(ROOT / "build/release/bin/strata"))
+    parser.add_argument("--only", help="suites, by commas")
+    parser.add_argument("--on", default=",".join([*BACKENDS, "qemu"]), help="columns, by commas")
+    parser.add_argument("--required", action="store_true", help="the suites that must pass, ours only")
+    parser.add_argument("--write", action="store_true", help=f"the table into {TABLE.name}")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--logs", help="a directory for each run's output")
+    return parser.parse_args()
+
+
+def main():
+    args = options()
+    if "STRATA_KUT_DIR" not in os.environ:
+        print("skipped: STRATA_KUT_DIR is unset")
+        return 77
+    notes = tomllib.loads(NOTES.read_text())
+    chosen = list(suites(pathlib.Path(os.environ["STRATA_KUT_DIR"]), "x86_64"))
+    if "STRATA_KUT32_DIR" in os.environ:
+        chosen += suites(pathlib.Path(os.environ["STRATA_KUT32_DIR"]), "i386")
+    columns = args.on.split(",")
+    if args.required:
+        chosen = [s for s in chosen if s.name in notes["required"]]
+        columns = [c for c in columns if c != "qemu"]
+    elif args.only:
+        chosen = [s for s in chosen if s.name in args.only.split(",")]
+    else:
+        chosen = [s for s in chosen if s.default]
+    if shutil.which(QEMU) is None:
+        columns = [c for c in columns if c != "qemu"]
+    results = run_all(chosen, columns, args)
+    text = table(chosen, columns, results, notes["reasons"])
+    print("\n" + text)
+    if args.write:
+        write(text)
+    bad = [f"{name} {column}" for (name, column), result in results.items()
+           if name in notes["required"] and column != "qemu" and result != "pass"]
+    if bad:
+        print("these must pass: " + ", ".join(sorted(bad)))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
