@@ -145,7 +145,7 @@ CpuidResult CpuModel::cpuid(std::uint32_t leaf, std::uint32_t subleaf,
   if (leaf >= kHypervisorBase && leaf < kHypervisorBase + 0x100 && has(Feature::hypervisor)) {
     return paravirtual(leaf);
   }
-  if (leaf >= 0x80000000 && leaf <= kMaxExtended) return extended(leaf);
+  if (leaf >= 0x80000000 && leaf <= kMaxExtended) return extended(leaf, state);
   return basic(kMaxBasic, subleaf, state);
 }
 
@@ -189,6 +189,7 @@ CpuidResult CpuModel::leaf1(const DynamicState& state) const noexcept {
   r.ecx = feature_bits(1, 0, 2);
   if (has(Feature::xsave) && state.osxsave) r.ecx |= 1U << 27;
   r.edx = feature_bits(1, 0, 3);
+  if (!state.apic) r.edx &= ~(1U << 9);
   if (state.cpus > 1) r.edx |= 1U << 28;  // HTT: the count in EBX is meant
   return r;
 }
@@ -277,12 +278,13 @@ CpuidResult CpuModel::paravirtual(std::uint32_t leaf) const noexcept {
   }
 }
 
-CpuidResult CpuModel::extended(std::uint32_t leaf) const noexcept {
+CpuidResult CpuModel::extended(std::uint32_t leaf, const DynamicState& s) const noexcept {
+  constexpr std::uint32_t kNx = 1U << 20;
   switch (leaf) {
     case 0x80000000:
       return {kMaxExtended, 0, 0, 0};
     case 0x80000001:
-      return {0, 0, feature_bits(leaf, 0, 2), feature_bits(leaf, 0, 3)};
+      return {0, 0, feature_bits(leaf, 0, 2), feature_bits(leaf, 0, 3) & (s.nx ? ~0U : ~kNx)};
     case 0x80000002:
     case 0x80000003:
     case 0x80000004: {

@@ -115,6 +115,8 @@ struct CpuidResult {
 struct DynamicState {
   bool osxsave = false;  ///< CR4.OSXSAVE
   bool pke = false;      ///< CR4.PKE
+  bool apic = true;      ///< IA32_APIC_BASE.EN
+  bool nx = true;        ///< not IA32_MISC_ENABLE[34]
   std::uint64_t xcr0 = 1;
   std::uint32_t apic_id = 0;
   unsigned cpus = 1;  ///< vCPUs of the VM: cores of one package, one thread each
@@ -163,7 +165,8 @@ struct XstateComponent {
 class CpuModel {
  public:
   /// A model's name, and changes to it: "default", "default,-pcid,+rdpid,vendor=AuthenticAMD".
-  /// A feature taken away takes along what needs it. Error: no such model, feature or key.
+  /// A feature taken away takes along what needs it; "+vmware_backdoor" is one more switch. Error:
+  /// no such model, feature or key.
   [[nodiscard]] static Expected<CpuModel, ModelError> by_name(std::string_view name,
                                                               const ModelOptions& options = {});
   /// A model file's text, in the form of models/default.json. Error: what is wrong with it.
@@ -203,6 +206,9 @@ class CpuModel {
   [[nodiscard]] unsigned stepping() const noexcept { return stepping_; }
   [[nodiscard]] std::uint32_t tsc_khz() const noexcept { return tsc_khz_; }
   [[nodiscard]] std::uint32_t apic_khz() const noexcept { return apic_khz_; }
+  [[nodiscard]] const std::string& vendor() const noexcept { return vendor_; }
+  /// Answers VMware's backdoor: port 5658h and the pseudo-counters of RDPMC, at every CPL.
+  [[nodiscard]] bool vmware_backdoor() const noexcept { return vmware_backdoor_; }
   /// IA32_UCODE_REV (MSR 8Bh) as read: the revision is in the upper half.
   [[nodiscard]] std::uint64_t microcode_revision() const noexcept { return microcode_; }
   /// Features the model file asks for that this host can not give.
@@ -226,7 +232,7 @@ class CpuModel {
   [[nodiscard]] CpuidResult leaf_d(std::uint32_t subleaf, const DynamicState& s) const noexcept;
   [[nodiscard]] CpuidResult frequency(std::uint32_t leaf) const noexcept;
   [[nodiscard]] CpuidResult paravirtual(std::uint32_t leaf) const noexcept;
-  [[nodiscard]] CpuidResult extended(std::uint32_t leaf) const noexcept;
+  [[nodiscard]] CpuidResult extended(std::uint32_t leaf, const DynamicState& s) const noexcept;
   /// The bits of the features that live in one CPUID register.
   [[nodiscard]] std::uint32_t feature_bits(std::uint32_t leaf, std::uint32_t subleaf,
                                            unsigned reg) const noexcept;
@@ -239,6 +245,7 @@ class CpuModel {
   std::uint32_t tsc_khz_ = 0, apic_khz_ = 0;
   std::uint64_t microcode_ = 0;
   std::uint32_t kvm_features_ = 0;
+  bool vmware_backdoor_ = false;
   std::uint32_t pkru_offset_ = 2688;
   std::bitset<kFeatureCount> features_;
   std::vector<Feature> masked_;

@@ -143,6 +143,10 @@ struct ModelBuilder {
       if (model.vendor_.size() != 12) bad("a vendor has 12 characters, as in GenuineIntel");
       return;
     }
+    if (item == "+vmware_backdoor" || item == "-vmware_backdoor") {
+      model.vmware_backdoor_ = item.front() == '+';
+      return;
+    }
     const auto feature = item.empty() ? std::nullopt : feature_named(item.substr(1));
     if (!feature || (item.front() != '+' && item.front() != '-')) {
       bad("\"" + std::string{item} + "\" is not +FEATURE, -FEATURE or vendor=V");

@@ -110,6 +110,9 @@ struct Msrs {
   std::uint64_t mtrr_def_type = 0;
   std::array<std::uint64_t, 11> mtrr_fixed{};
   std::array<std::uint64_t, 16> mtrr_variable{};  ///< base, mask, base, mask ...
+  std::uint64_t mcg_status = 0, mcg_ctl = 0;
+  std::array<std::array<std::uint64_t, 4>, 4> mc_banks{};  ///< each CTL, STATUS, ADDR, MISC
+  std::array<std::uint64_t, 8> k7_counters{};  ///< AMD's event selects and counters 0 to 3
   friend bool operator==(const Msrs&, const Msrs&) = default;
 };
 

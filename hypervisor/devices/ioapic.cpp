@@ -90,7 +90,7 @@ std::uint32_t IoApic::read_register(std::uint8_t index) const {
 }
 
 void IoApic::write_register(std::uint8_t index, std::uint32_t value) {
-  if (index == kRegId) id_ = static_cast<std::uint8_t>(value >> 24);
+  if (index == kRegId) id_ = static_cast<std::uint8_t>(value >> 24 & 0xF);  // 82093AA 3.2.1
   const unsigned half = index - unsigned{kRegEntries};
   if (index >= kRegEntries && half / 2 < kPins) write_entry(half / 2, half % 2 != 0, value);
 }

@@ -71,7 +71,8 @@ void LocalApic::reset_locked() {
   stop_timer_locked();
   initial_count_ = 0;
   divide_ = 0;
-  nmi_.store(false, std::memory_order_release);
+  nmis_.store(0, std::memory_order_release);
+  xapic_id_ = static_cast<std::uint8_t>(config_.id);
   (void)update_locked();
 }
 
@@ -101,7 +102,7 @@ int LocalApic::deliverable_vector_locked() const noexcept {
 bool LocalApic::update_locked() noexcept {
   const bool deliverable = ext_int_locked() || deliverable_vector_locked() >= 0;
   deliverable_.store(deliverable, std::memory_order_release);
-  return deliverable || nmi_.load(std::memory_order_relaxed);
+  return deliverable || nmis_.load(std::memory_order_relaxed) != 0;
 }
 
 void LocalApic::call_wake() const {
@@ -139,7 +140,26 @@ std::optional<std::uint8_t> LocalApic::acknowledge() {
   return vector;
 }
 
-bool LocalApic::take_nmi() { return nmi_.exchange(false, std::memory_order_acq_rel); }
+bool LocalApic::take_nmi() {
+  if (nmis_.load(std::memory_order_acquire) == 0) {
+    // The vCPU asks when it would take one: no handler runs.
+    if (nmi_limit_.load(std::memory_order_relaxed) != 2) nmi_limit_ = 2;
+    return false;
+  }
+  nmi_limit_ = 1;  // until the handler's IRET
+  std::uint8_t waiting = nmis_.load(std::memory_order_relaxed);
+  while (waiting != 0 &&
+         !nmis_.compare_exchange_weak(waiting, static_cast<std::uint8_t>(waiting - 1))) {
+  }
+  return waiting != 0;
+}
+
+void LocalApic::raise_nmi() noexcept {
+  std::uint8_t waiting = nmis_.load(std::memory_order_relaxed);
+  while (waiting < nmi_limit_.load() &&
+         !nmis_.compare_exchange_weak(waiting, static_cast<std::uint8_t>(waiting + 1))) {
+  }
+}
 
 std::uint64_t LocalApic::cr8() {
   const std::lock_guard lock{mutex_};
@@ -177,7 +197,7 @@ void LocalApic::set_lint(unsigned pin, bool level) {
 /// as edge-triggered whatever its LVT says: no device of this machine drives one.
 void LocalApic::lint_edge_locked(unsigned pin) {
   if (mode_ == Mode::disabled) {
-    if (pin == 1) nmi_.store(true, std::memory_order_release);
+    if (pin == 1) raise_nmi();
     return;
   }
   const Lvt which = pin == 0 ? lint_0 : lint_1;
@@ -200,7 +220,7 @@ void LocalApic::raise_lvt_locked(Lvt which) {
   if ((lvt & kLvtMasked) != 0 || mode_ == Mode::disabled) return;
   const bool has_mode = which != timer && which != error;
   if (has_mode && lvt_mode(lvt) == DeliveryMode::nmi) {
-    nmi_.store(true, std::memory_order_release);
+    raise_nmi();
     return;
   }
   if (has_mode && lvt_mode(lvt) != DeliveryMode::fixed) return;
@@ -249,7 +269,7 @@ bool LocalApic::accept_special(const ApicMessage& message) {
     if (mode_ == Mode::disabled) return false;
     switch (message.mode) {
       case DeliveryMode::nmi:
-        nmi_.store(true, std::memory_order_release);
+        raise_nmi();
         call = Call::wake;
         break;
       case DeliveryMode::init:
@@ -283,7 +303,7 @@ bool LocalApic::matches(const ApicMessage& message) const {
   if (mode_ == Mode::disabled) return false;
   const std::uint32_t dest = message.destination;
   if (dest == (message.wide ? 0xFFFFFFFFU : 0xFFU)) return true;
-  if (!message.logical) return dest == config_.id;
+  if (!message.logical) return dest == (mode_ == Mode::x2apic ? config_.id : xapic_id_);
   if (mode_ == Mode::x2apic) {
     const std::uint32_t own = ldr_locked();
     return dest >> 16 == own >> 16 && (dest & own & 0xFFFF) != 0;

@@ -120,7 +120,12 @@ class LocalApic final : public engine::InterruptSource {
   [[nodiscard]] std::uint64_t cr8() override;
   void set_cr8(std::uint64_t value) override;
   /// An NMI waits for take_nmi(): ends HLT as pending() does.
-  [[nodiscard]] bool nmi_pending() const noexcept { return nmi_.load(std::memory_order_acquire); }
+  [[nodiscard]] bool nmi_pending() const noexcept {
+    return nmis_.load(std::memory_order_acquire) != 0;
+  }
+  [[nodiscard]] bool present() override {
+    return (base_msr_.load(std::memory_order_acquire) >> 11 & 1) != 0;
+  }
   /// After INIT and before SIPI; application processors start so.
   [[nodiscard]] bool waits_for_startup() const;
 
@@ -178,6 +183,7 @@ class LocalApic final : public engine::InterruptSource {
   void set_irr_locked(std::uint8_t vector, bool level);
   void raise_lvt_locked(Lvt which);
   void error_locked(std::uint32_t bit);
+  void raise_nmi() noexcept;
   [[nodiscard]] std::uint8_t ppr_locked() const noexcept;
   [[nodiscard]] bool ext_int_locked() const noexcept;
   [[nodiscard]] int deliverable_vector_locked() const noexcept;
@@ -224,7 +230,10 @@ class LocalApic final : public engine::InterruptSource {
   LintLine lint0_{*this, 0}, lint1_{*this, 1};
 
   std::atomic<bool> deliverable_{false};  ///< the hint behind pending(); written under mutex_
-  std::atomic<bool> nmi_{false};
+  /// NMIs that wait. A second one is latched behind one that is about to be delivered, and only
+  /// one while a handler blocks them, as on processors and in KVM (SDM 3A 6.7.1).
+  std::atomic<std::uint8_t> nmis_{0};
+  std::atomic<std::uint8_t> nmi_limit_{2};
   std::atomic<std::uint64_t> base_msr_;  ///< IA32_APIC_BASE; written under mutex_
   struct Counters {
     std::atomic<std::uint64_t> reads{0}, writes{0}, accepted{0}, acknowledged{0}, ipis{0}, timer{0};
@@ -234,6 +243,7 @@ class LocalApic final : public engine::InterruptSource {
   Mode mode_ = Mode::xapic;
   VectorSet irr_, isr_, tmr_;
   std::uint8_t tpr_ = 0;
+  std::uint8_t xapic_id_ = 0;  ///< software may change it (SDM 3A 11.4.6)
   std::uint32_t ldr_ = 0, dfr_ = 0xFFFFFFFF, svr_ = 0xFF;
   std::uint32_t esr_ = 0, errors_ = 0;
   std::uint32_t icr_low_ = 0, icr_high_ = 0;

@@ -58,7 +58,7 @@ std::uint32_t LocalApic::read_register_locked(std::uint32_t offset) {
   }
   switch (offset) {
     case kApicId:
-      return mode_ == Mode::x2apic ? config_.id : config_.id << 24;
+      return mode_ == Mode::x2apic ? config_.id : std::uint32_t{xapic_id_} << 24;
     case kApicVersion:
       return kVersion;
     case kApicTpr:
@@ -95,6 +95,9 @@ std::uint32_t LocalApic::read_register_locked(std::uint32_t offset) {
 void LocalApic::write_register_locked(std::uint32_t offset, std::uint32_t value, Aftermath& after) {
   if (const auto lvt = lvt_at(offset)) return write_lvt_locked(*lvt, value);
   switch (offset) {
+    case kApicId:
+      xapic_id_ = static_cast<std::uint8_t>(value >> 24);
+      break;
     case kApicTpr:
       tpr_ = static_cast<std::uint8_t>(value);
       break;

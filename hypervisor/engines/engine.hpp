@@ -58,6 +58,8 @@ class InterruptSource {
   virtual std::optional<std::uint8_t> acknowledge() = 0;
   /// Takes a pending NMI.
   virtual bool take_nmi() = 0;
+  /// The local APIC is enabled in IA32_APIC_BASE: what CPUID.1:EDX[9] says.
+  [[nodiscard]] virtual bool present() { return true; }
   /// CR8 and the APIC's TPR are one register: bits 7:4 of the TPR.
   [[nodiscard]] virtual std::uint64_t cr8() = 0;
   virtual void set_cr8(std::uint64_t value) = 0;

@@ -47,6 +47,7 @@ class Platform {
   [[nodiscard]] devices::Serial8250& serial() noexcept { return serial_; }
   [[nodiscard]] devices::LocalApic& apic(VcpuId vcpu) noexcept { return *apics_[vcpu]; }
   [[nodiscard]] unsigned vcpus() const noexcept { return static_cast<unsigned>(apics_.size()); }
+  [[nodiscard]] devices::ApicBus& apic_bus() noexcept { return apic_bus_; }
   [[nodiscard]] devices::AcpiPm& acpi() noexcept { return acpi_; }
   [[nodiscard]] const devices::Bus& ports() const noexcept { return ports_; }
   [[nodiscard]] const devices::Bus& mmio() const noexcept { return mmio_; }

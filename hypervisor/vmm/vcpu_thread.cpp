@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cpu/cpu_model.hpp"
+#include "vmm/hypercalls.hpp"
 
 namespace strata::vmm {
 
@@ -169,8 +170,7 @@ void VcpuThread::answer(const engine::Exit& exit) {
       if (!platform_.msr_write(id_, exit.msr, exit.data)) vcpu_->fail();
       break;
     case ExitKind::hypercall:
-      // No KVM hypercall is offered: -ENOSYS (Linux, Documentation/virt/kvm/x86/hypercalls.rst).
-      vcpu_->complete(static_cast<std::uint64_t>(-1000));
+      vcpu_->complete(answer_hypercall(vcpu_->state(), platform_.apic_bus()));
       break;
     case ExitKind::paused:
       // Nothing swaps pages out in this build, so nothing can bring one back.

@@ -188,7 +188,12 @@ bool Core::take_events() {
     arch.halted = false;
     return deliver_exception() || shut_down();
   }
-  if (std::exchange(arch.interrupt_shadow, false)) return true;
+  shadow_step_ = false;
+  if (std::exchange(arch.interrupt_shadow, false)) {
+    // The shadow covers one instruction: what waits behind it must not wait for the block's end.
+    shadow_step_ = (rflags_other & cpu::rflags::IF) != 0 && env.interrupts->pending();
+    return true;
+  }
   if (!arch.nmi_blocked && env.interrupts->take_nmi()) {
     arch.halted = false;
     arch.nmi_blocked = true;
@@ -346,7 +351,7 @@ Block* Core::find_block(std::uint64_t va, bool single) {
     if (!fetch_page(va, host, pa)) return nullptr;
   } while (!blocks_.page_has_code(page_of(pa)) && !claim_code(page_of(pa)));
   DecodeMode mode = decode_mode;
-  mode.single = mode.single || replaying_ || single;
+  mode.single = mode.single || replaying_ || shadow_step_ || single;
   Block* b = blocks_.find(pa, mode.key());
   if (b == nullptr) return build_block(va, pa, host, mode);
   if (!b->crosses) [[likely]]

@@ -497,6 +497,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   Leave recorded_ = Leave::look_up;  ///< what a failed access asks abort() to do
   bool exited_ = false;              ///< run() returned exit_ and the VMM has not been back
   bool replaying_ = false;           ///< the next instruction finds answers in completion or mmio
+  bool shadow_step_ = false;         ///< the next instruction ends an interrupt shadow
   bool trap_armed_ = false;          ///< RFLAGS.TF was set when the instruction began
   std::uint64_t run_limit_ = 0;      ///< see limit_run()
   PagingContext context_{};

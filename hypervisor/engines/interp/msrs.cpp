@@ -17,7 +17,8 @@ constexpr std::uint32_t kTsc = 0x10, kTscAdjust = 0x3B, kSpecCtrl = 0x48, kPredC
                         kMiscEnable = 0x1A0, kDebugCtl = 0x1D9, kEfer = 0xC0000080,
                         kStar = 0xC0000081, kLstar = 0xC0000082, kCstar = 0xC0000083,
                         kSfmask = 0xC0000084, kFsBase = 0xC0000100, kGsBase = 0xC0000101,
-                        kKernelGsBase = 0xC0000102, kTscAux = 0xC0000103;
+                        kKernelGsBase = 0xC0000102, kTscAux = 0xC0000103,
+                        kK7EventSelect0 = 0xC0010000;
 }
 
 /// An interpreter does not speculate, so it has none of the flaws that IA32_ARCH_CAPABILITIES can
@@ -28,10 +29,11 @@ constexpr std::uint64_t kArchCapabilitiesValue = 1ULL << 0 | 1ULL << 3 | 1ULL <<
                                                  1ULL << 15 | 1ULL << 24 | 1ULL << 26 | 1ULL << 27;
 /// IA32_SPEC_CTRL: IBRS 0, STIBP 1, SSBD 2.
 constexpr std::uint64_t kSpecCtrlMask = 7;
-/// IA32_MISC_ENABLE: fast strings 0, thermal 3, EIST 16, MONITOR 18, xTPR 23 can be written;
-/// performance monitoring 7, BTS and PEBS unavailable 11, 12 are read-only.
-constexpr std::uint64_t kMiscEnableWritable =
-    1ULL << 0 | 1ULL << 3 | 1ULL << 16 | 1ULL << 18 | 1ULL << 23;
+/// IA32_MISC_ENABLE: fast strings 0, thermal 3, EIST 16, MONITOR 18, CPUID limit 22, xTPR 23 and XD
+/// disable 34 can be written; performance monitoring 7, BTS and PEBS unavailable 11, 12 are
+/// read-only.
+constexpr std::uint64_t kMiscEnableWritable = 1ULL << 0 | 1ULL << 3 | 1ULL << 16 | 1ULL << 18 |
+                                              1ULL << 22 | 1ULL << 23 | misc_enable::kXdDisable;
 constexpr std::uint64_t kMiscEnableReadOnly = 1ULL << 7 | 1ULL << 11 | 1ULL << 12;
 /// IA32_DEBUGCTL: LBR 0 and BTF 1 are kept; there are no branch records.
 constexpr std::uint64_t kDebugCtlMask = 3;
@@ -81,6 +83,18 @@ Masked masked_msr(Core& core, std::uint32_t number) noexcept {
       return {model.has(Feature::syscall) ? &m.star : nullptr, ~0ULL};
     case msr::kSfmask:
       return {model.has(Feature::syscall) ? &m.sfmask : nullptr, 0xFFFFFFFF};
+    case msr::kK7EventSelect0:
+    case msr::kK7EventSelect0 + 1:
+    case msr::kK7EventSelect0 + 2:
+    case msr::kK7EventSelect0 + 3:
+    case msr::kK7EventSelect0 + 4:
+    case msr::kK7EventSelect0 + 5:
+    case msr::kK7EventSelect0 + 6:
+    case msr::kK7EventSelect0 + 7:
+      // Four event selects and four counters, which every AMD64 processor has (AMD APM 2 13.2.1):
+      // kept, and counting nothing.
+      return {model.vendor() == "AuthenticAMD" ? &m.k7_counters[number & 7] : nullptr,
+              (1ULL << 48) - 1};
     case msr::kTscAux:
       return {model.has(Feature::rdtscp) || model.has(Feature::rdpid) ? &m.tsc_aux : nullptr,
               0xFFFFFFFF};
@@ -148,8 +162,10 @@ MsrAccess read_msr(Core& core, std::uint32_t number, std::uint64_t& value) {
       value = core.arch.efer;
       return MsrAccess::done;
     default:
-      return read_memory_type_msr(core, number, value);
+      break;
   }
+  const MsrAccess access = read_machine_check_msr(core, number, value);
+  return access != MsrAccess::foreign ? access : read_memory_type_msr(core, number, value);
 }
 
 MsrAccess write_msr(Core& core, std::uint32_t number, std::uint64_t value) {
@@ -183,8 +199,10 @@ MsrAccess write_msr(Core& core, std::uint32_t number, std::uint64_t value) {
     case msr::kEfer:
       return write_efer(core, value);
     default:
-      return write_memory_type_msr(core, number, value);
+      break;
   }
+  const MsrAccess access = write_machine_check_msr(core, number, value);
+  return access != MsrAccess::foreign ? access : write_memory_type_msr(core, number, value);
 }
 
 }  // namespace strata::interp

@@ -1,7 +1,9 @@
 // IN, OUT, INS, OUTS: permission, exits, repetition (SDM 1 chapter 19; SDM 2A, IN, INS).
+#include "cpu/cpu_model.hpp"
 #include "engines/interp/core.hpp"
 #include "engines/interp/segments.hpp"
 #include "engines/interp/system.hpp"
+#include "engines/interp/vmware.hpp"
 
 namespace strata::interp {
 
@@ -31,10 +33,26 @@ std::uint16_t port_of(const Core& core, const Uop* u) {
   return u->aux2 != 0 ? core.reg<std::uint16_t>(cpu::RDX * 8) : static_cast<std::uint16_t>(u->imm);
 }
 
+/// A read of VMware's port with its magic in EAX is a call, whatever IOPL and the map say. Unknown
+/// commands change EAX only.
+template <class T>
+bool vmware_call(Core& core, std::uint16_t port) {
+  if constexpr (sizeof(T) == 4) {
+    if (port != vmware::kPort || !core.env.model->vmware_backdoor()) return false;
+    if (core.reg<std::uint32_t>(cpu::RAX * 8) != vmware::kMagic) return false;
+    const bool version = core.reg<std::uint16_t>(cpu::RCX * 8) == vmware::kGetVersion;
+    core.set_reg(cpu::RAX * 8, version ? vmware::kVersion : ~0U);
+    if (version) core.set_reg(cpu::RBX * 8, vmware::kMagic);
+    return true;
+  }
+  return false;
+}
+
 /// aux2: the port is DX, else imm.
 template <class T>
 const Uop* in(Core& core, const Uop* u) {
   const std::uint16_t port = port_of(core, u);
+  if (vmware_call<T>(core, port)) return core.finish(u);
   if (!core.completion.ready) {
     if (const Outcome o = check_port(core, port, sizeof(T)); !o.ok()) return give_up(core, u, o);
     return core.leave_for(u,

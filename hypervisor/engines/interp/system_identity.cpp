@@ -4,6 +4,7 @@
 #include "engines/interp/msrs.hpp"
 #include "engines/interp/segments.hpp"
 #include "engines/interp/system.hpp"
+#include "engines/interp/vmware.hpp"
 
 namespace strata::interp {
 
@@ -78,13 +79,28 @@ const Uop* rdpid(Core& core, const Uop* u) {
   return u + 1;
 }
 
-/// No counters are offered: every index is out of range, whoever asks.
-const Uop* rdpmc(Core& core, const Uop* u) { return core.fault(u, cpu::GP, 0); }
+/// No counters are offered: every index is out of range, whoever asks, but for VMware's.
+const Uop* rdpmc(Core& core, const Uop* u) {
+  const auto khz = core.env.model->tsc_khz();
+  const auto index = core.reg<std::uint32_t>(cpu::RCX * 8);
+  const bool offered = core.env.model->vmware_backdoor() && index >= vmware::kHostTsc &&
+                       index <= vmware::kApparentTime && (index == vmware::kHostTsc || khz != 0);
+  if (!offered) return core.fault(u, cpu::GP, 0);
+  const std::uint64_t tsc = core.env.tsc->tsc();
+  // Real and apparent time are nanoseconds, and here the same.
+  set_edx_eax(core, index == vmware::kHostTsc
+                        ? tsc
+                        : static_cast<std::uint64_t>(static_cast<unsigned __int128>(tsc) *
+                                                     1'000'000U / khz));
+  return core.finish(u);
+}
 
 const Uop* cpuid(Core& core, const Uop* u) {
   cpu::DynamicState state;
   state.osxsave = (core.arch.cr4 & cpu::cr4::OSXSAVE) != 0;
   state.pke = (core.arch.cr4 & cpu::cr4::PKE) != 0;
+  state.apic = core.env.interrupts->present();
+  state.nx = (core.arch.msr.misc_enable & misc_enable::kXdDisable) == 0;
   state.xcr0 = core.arch.vector.xcr0;
   state.apic_id = core.env.id;
   state.cpus = core.env.vcpus;

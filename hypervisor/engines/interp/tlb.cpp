@@ -1,5 +1,7 @@
 #include "engines/interp/tlb.hpp"
 
+#include <algorithm>
+
 namespace strata::interp {
 
 namespace {
@@ -17,7 +19,31 @@ std::uint64_t any_tag(const FetchEntry& e) { return e.tag; }
 
 }  // namespace
 
-Tlb::Tlb() : data_(kTlbModes), fetch_(2) {}
+Tlb::Tlb() : data_(kTlbModes), fetch_(2), fragments_(1U << kFragmentBits) {}
+
+void Tlb::note_size(VA va, unsigned page_shift) noexcept {
+  if (page_shift <= kPageShift) return;
+  if (page_shift > kRegionShift) {
+    huge_ = true;
+    return;
+  }
+  const std::uint64_t region = va.value() >> kRegionShift;
+  Fragments& f = fragments_of(va);
+  if (f.region == kNoTag) f.region = region;
+  if (f.many || f.region != region) {
+    f.many = true;
+    return;
+  }
+  const auto page = static_cast<std::uint16_t>(va.value() >> kPageShift &
+                                               ((1U << (kRegionShift - kPageShift)) - 1));
+  const auto known = f.page.begin() + f.count;
+  if (std::find(f.page.begin(), known, page) != known) return;
+  if (f.count == f.page.size()) {
+    f.many = true;
+  } else {
+    f.page[f.count++] = page;
+  }
+}
 
 void Tlb::fill(TlbMode mode, VA va, std::uint16_t pcid, const Translation& t, std::byte* page,
                bool cache_write) noexcept {
@@ -27,6 +53,7 @@ void Tlb::fill(TlbMode mode, VA va, std::uint16_t pcid, const Translation& t, st
   e.write_tag = t.writable && cache_write ? wanted : kNoTag;
   e.addend = reinterpret_cast<std::uint64_t>(page) - va.page_base().value();
   e.pa_and_flags = pack(t);
+  note_size(va, t.page_shift);
 }
 
 void Tlb::fill_fetch(bool user, VA va, std::uint16_t pcid, const Translation& t,
@@ -35,6 +62,7 @@ void Tlb::fill_fetch(bool user, VA va, std::uint16_t pcid, const Translation& t,
   e.tag = tag(va, pcid);
   e.addend = reinterpret_cast<std::uint64_t>(page) - va.page_base().value();
   e.pa_and_flags = pack(t);
+  note_size(va, t.page_shift);
 }
 
 template <class Predicate>
@@ -53,8 +81,24 @@ void Tlb::drop_if(Predicate&& predicate) noexcept {
   }
 }
 
+/// drop_if() for the entries that can hold the 4 KiB page of `va`.
+template <class Predicate>
+void Tlb::drop_at(VA va, Predicate&& predicate) noexcept {
+  for (std::size_t mode = 0; mode < kTlbModes; ++mode) {
+    TlbEntry& e = slot(static_cast<TlbMode>(mode), va);
+    const std::uint64_t t = any_tag(e);
+    if (t != kNoTag && predicate(t, e.pa_and_flags)) e.read_tag = e.write_tag = kNoTag;
+  }
+  for (const bool user : {false, true}) {
+    FetchEntry& e = fetch_slot(user, va);
+    if (e.tag != kNoTag && predicate(e.tag, e.pa_and_flags)) e.tag = kNoTag;
+  }
+}
+
 void Tlb::flush_all() noexcept {
   drop_if([](std::uint64_t, std::uint64_t) { return true; });
+  std::fill(fragments_.begin(), fragments_.end(), Fragments{});
+  huge_ = false;
 }
 
 void Tlb::flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noexcept {
@@ -67,10 +111,17 @@ void Tlb::flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noex
 void Tlb::flush_page(VA va, std::uint16_t pcid) noexcept {
   // A large page enters as 4 KiB fragments that remember its size, so one INVLPG inside it finds
   // them all (SDM 3A 4.10.4.1).
-  drop_if([=](std::uint64_t t, std::uint64_t pa) {
+  const auto hit = [=](std::uint64_t t, std::uint64_t pa) {
     if ((t & kPageMask) != pcid && (pa & kGlobalBit) == 0) return false;
     return ((t ^ va.value()) & ~kPageMask) >> shift_of(pa) == 0;
-  });
+  };
+  const Fragments& f = fragments_of(va);
+  if (huge_ || f.many) return drop_if(hit);
+  drop_at(va, hit);
+  if (f.region != va.value() >> kRegionShift) return;
+  for (std::size_t i = 0; i < f.count; ++i) {
+    drop_at(VA{f.region << kRegionShift | std::uint64_t{f.page[i]} << kPageShift}, hit);
+  }
 }
 
 bool Tlb::forget(VA va) noexcept {

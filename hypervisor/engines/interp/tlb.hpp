@@ -76,15 +76,34 @@ class Tlb {
   void revoke_writes(PPN ppn) noexcept;
   void revoke_all_writes() noexcept;
   [[nodiscard]] static constexpr std::size_t bytes() noexcept {
-    return sizeof(TlbEntry) * kTlbModes * kTlbEntries + sizeof(FetchEntry) * 2 * kFetchEntries;
+    return sizeof(TlbEntry) * kTlbModes * kTlbEntries + sizeof(FetchEntry) * 2 * kFetchEntries +
+           (sizeof(Fragments) << kFragmentBits);
   }
 
  private:
+  /// The 4 KiB fragments of large pages that may be cached from one aligned 4 MiB of addresses (one
+  /// or two large pages), so that INVLPG finds them without looking at every entry.
+  struct Fragments {
+    std::uint64_t region = kNoTag;  ///< VA >> 22
+    bool many = false;              ///< more than fit, or of a second region: look everywhere
+    std::uint8_t count = 0;
+    std::array<std::uint16_t, 7> page{};  ///< 4 KiB pages within the region
+  };
+  static constexpr unsigned kRegionShift = 22, kFragmentBits = 8;
+  [[nodiscard]] Fragments& fragments_of(VA va) noexcept {
+    constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15ULL;
+    return fragments_[(va.value() >> kRegionShift) * kGolden >> (64 - kFragmentBits)];
+  }
+  void note_size(VA va, unsigned page_shift) noexcept;
   template <class Predicate>
   void drop_if(Predicate&& predicate) noexcept;
+  template <class Predicate>
+  void drop_at(VA va, Predicate&& predicate) noexcept;
 
   std::vector<std::array<TlbEntry, kTlbEntries>> data_;
   std::vector<std::array<FetchEntry, kFetchEntries>> fetch_;
+  std::vector<Fragments> fragments_;
+  bool huge_ = false;  ///< something of a page beyond 4 MiB may be cached
 };
 
 }  // namespace strata::interp

@@ -70,6 +70,8 @@ TEST(ModelFile, ChangesAddAndTakeAway) {
   EXPECT_FALSE(model->has(Feature::sse2)) << "needs what went";
   EXPECT_EQ(model->cpuid(0, 0, {}).ebx, 0x68747541U);
   EXPECT_TRUE(CpuModel::by_name("default,-pcid"));
+  EXPECT_FALSE(model->vmware_backdoor());
+  EXPECT_TRUE(changed("+vmware_backdoor")->vmware_backdoor());
 }
 
 TEST(ModelFile, MistakesInChanges) {

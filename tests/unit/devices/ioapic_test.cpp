@@ -51,6 +51,14 @@ TEST_F(IoApicTest, IdentifiesItself) {
   EXPECT_EQ(read(0x05), 0xFFFFFFFFU);
 }
 
+TEST_F(IoApicTest, IdHasFourBitsAndSetsTheArbitrationId) {
+  write(0, 0xFFFFFFFF);
+  EXPECT_EQ(read(0), 0x0F000000U);
+  EXPECT_EQ(read(2), 0x0F000000U);
+  write(2, 0);
+  EXPECT_EQ(read(2), 0x0F000000U);
+}
+
 TEST_F(IoApicTest, EdgeDeliversOncePerEdge) {
   program(5, 0x55);
   ioapic.set_pin(5, true);

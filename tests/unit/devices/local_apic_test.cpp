@@ -156,6 +156,38 @@ TEST_F(ApicTest, EoiOfALevelInterruptIsBroadcast) {
   EXPECT_EQ(read(0, kApicTmr + 0x20), 0U);
 }
 
+TEST_F(ApicTest, ASecondNmiWaitsAndOneOnlyBehindAHandler) {
+  ApicMessage nmi;
+  nmi.mode = DeliveryMode::nmi;
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(apics[0]->accept(nmi));
+  EXPECT_TRUE(apics[0]->take_nmi());
+  EXPECT_TRUE(apics[0]->nmi_pending());
+  for (int i = 0; i < 3; ++i) apics[0]->accept(nmi);  // the handler runs
+  EXPECT_TRUE(apics[0]->take_nmi());
+  EXPECT_FALSE(apics[0]->take_nmi());
+  EXPECT_FALSE(apics[0]->nmi_pending());
+}
+
+TEST_F(ApicTest, XapicIdCanBeChangedAndTheX2apicIdNot) {
+  write(1, kApicId, 0x42000000);
+  EXPECT_EQ(read(1, kApicId), 0x42000000U);
+  ApicMessage m;
+  m.vector = 0x50;
+  m.destination = 0x42;
+  EXPECT_TRUE(apics[1]->matches(m));
+  m.destination = 1;
+  EXPECT_FALSE(apics[1]->matches(m));
+  to_x2apic(1);
+  EXPECT_EQ(apics[1]->read_msr(0x802), 1U);
+  EXPECT_FALSE(apics[1]->write_msr(0x802, 5));
+  EXPECT_TRUE(apics[1]->matches(m));
+  ASSERT_TRUE(apics[1]->write_msr(kMsrApicBase, kApicDefaultBase));
+  EXPECT_FALSE(apics[1]->present());
+  ASSERT_TRUE(apics[1]->write_msr(kMsrApicBase, kApicDefaultBase | 1U << 11));
+  EXPECT_TRUE(apics[1]->present());
+  EXPECT_EQ(read(1, kApicId), 1U << 24) << "disabling forgets";
+}
+
 TEST_F(ApicTest, SoftwareDisabledTakesNothingButNmiInitAndSipi) {
   write(0, kApicLvtLint0, 0x50);
   write(0, kApicSvr, 0xFF);

@@ -43,10 +43,10 @@ TEST_F(TestDeviceTest, StorageTakesEveryWidth) {
 
 TEST_F(TestDeviceTest, LinesDriveTheControllers) {
   ASSERT_TRUE(pic.attach(ports));
-  for (const std::uint16_t base : {0x20, 0xA0}) {  // ICW1 to ICW4: edge, cascade, 8086
+  for (const std::uint64_t base : {0x20U, 0xA0U}) {  // ICW1 to ICW4: edge, cascade, 8086
     ports.write(base, 1, 0x11);
     ports.write(base + 1U, 1, 0x20);
-    ports.write(base + 1U, 1, base == 0x20 ? 4 : 2);
+    ports.write(base + 1U, 1, base == 0x20U ? 4 : 2);
     ports.write(base + 1U, 1, 1);
   }
   EXPECT_FALSE(pic_requests(14));

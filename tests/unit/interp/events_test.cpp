@@ -474,7 +474,15 @@ TEST(Interrupts, StiHoldsThemOffForOneInstruction) {
   m.interrupts.vector = 0x40;
   const Ending o = m.go({0xFB, 0x90, 0x90}, m.state());
   EXPECT_EQ(o.vector, 0x40);
-  EXPECT_GT(o.rip, Machine::kCode + 1);
+  EXPECT_EQ(o.rip, Machine::kCode + 2);
+}
+
+TEST(Interrupts, AWindowOfOneInstructionIsEnough) {
+  SystemMachine m;
+  m.interrupts.vector = 0x40;
+  const Ending o = m.go({0xFB, 0x90, 0xFA}, m.state());  // STI, NOP, CLI
+  EXPECT_EQ(o.vector, 0x40);
+  EXPECT_EQ(o.rip, Machine::kCode + 2);
 }
 
 TEST(Restart, RetryPausedAndOutOfMemoryDeliverLater) {

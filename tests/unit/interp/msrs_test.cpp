@@ -70,7 +70,7 @@ TEST(Msr, ReservedBits) {
   SystemMachine m;
   EXPECT_TRUE(refused(wrmsr(m, 0xC0000103, 1ULL << 32)));
   EXPECT_TRUE(refused(wrmsr(m, 0xC0000084, 1ULL << 32)));
-  EXPECT_TRUE(refused(wrmsr(m, 0x1A0, 1ULL << 34)));
+  EXPECT_TRUE(refused(wrmsr(m, 0x1A0, 1ULL << 35)));
   EXPECT_TRUE(refused(wrmsr(m, 0x1D9, 1ULL << 6)));
   EXPECT_TRUE(wrmsr(m, 0x1D9, 3).halted);
 }
@@ -179,6 +179,51 @@ TEST(Msr, MiscEnableKeepsItsReadOnlyBits) {
   auto s = m.state();
   s.msr.misc_enable = 1 | 1 << 11;
   EXPECT_EQ(wrmsr(m, 0x1A0, 1 << 12, s).state.msr.misc_enable, 1U << 11);
+}
+
+TEST(Msr, XdDisableHidesNx) {
+  SystemMachine m;
+  auto s = wrmsr(m, 0x1A0, 1ULL << 34).state;
+  s.rip = M::kCode;
+  s.halted = false;
+  for (const bool disabled : {true, false}) {
+    s.gpr[cpu::RAX] = 0x80000001;
+    const Ending o = m.go({0x0F, 0xA2}, s);
+    EXPECT_EQ((o.state.gpr[cpu::RDX] >> 20 & 1) == 0, disabled);
+    s.msr.misc_enable = 0;
+  }
+}
+
+TEST(Msr, MachineCheckBanksStayEmpty) {
+  SystemMachine m;
+  const std::uint64_t banks = rdmsr(m, 0x179, m.state()) & 0xFF;
+  ASSERT_EQ(banks, 4U);
+  EXPECT_TRUE(refused(wrmsr(m, 0x179, 0)));
+  EXPECT_TRUE(refused(wrmsr(m, 0x17A, 8)));
+  EXPECT_EQ(wrmsr(m, 0x17A, 7).state.msr.mcg_status, 7U);
+  EXPECT_TRUE(refused(wrmsr(m, 0x17B, 1)));
+  const auto last = static_cast<std::uint32_t>(0x400 + 4 * (banks - 1));
+  for (const std::uint32_t ctl : {0x400U, last}) {
+    EXPECT_TRUE(refused(wrmsr(m, ctl, 1)));
+    EXPECT_TRUE(refused(wrmsr(m, ctl + 1, 1)));
+    EXPECT_TRUE(wrmsr(m, ctl + 1, 0).halted);
+    for (const std::uint32_t msr : {ctl, ctl + 2, ctl + 3}) {
+      EXPECT_EQ(rdmsr(m, msr, wrmsr(m, msr, ~0ULL).state), ~0ULL) << std::hex << msr;
+    }
+  }
+  EXPECT_EQ(wrmsr(m, last + 4, 0).exit, engine::ExitKind::msr_write) << "no such bank";
+  SystemMachine none{Env::long64, "default,-mca"};
+  EXPECT_EQ(wrmsr(none, 0x179, 0).exit, engine::ExitKind::msr_write);
+}
+
+TEST(Msr, AmdHasItsFirstCounters) {
+  SystemMachine amd{Env::long64, "default,vendor=AuthenticAMD"};
+  for (std::uint32_t msr = 0xC0010000; msr < 0xC0010008; ++msr) {
+    EXPECT_EQ(rdmsr(amd, msr, wrmsr(amd, msr, msr).state), msr);
+    EXPECT_TRUE(refused(wrmsr(amd, msr, 1ULL << 48)));
+  }
+  SystemMachine intel;
+  EXPECT_EQ(wrmsr(intel, 0xC0010000, 0).exit, engine::ExitKind::msr_write);
 }
 
 TEST(Msr, OthersGoToTheVmm) {

@@ -102,6 +102,8 @@ class FakeInterrupts final : public engine::InterruptSource {
   bool take_nmi() override { return std::exchange(nmi, false); }
   std::uint64_t cr8() override { return tpr; }
   void set_cr8(std::uint64_t value) override { tpr = value; }
+  bool present() override { return apic; }
+  bool apic = true;
   std::optional<std::uint8_t> vector;
   bool nmi = false;
   std::uint64_t tpr = 0;
