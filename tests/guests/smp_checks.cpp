@@ -209,7 +209,6 @@ bool accessed_dirty_race() {
   race_over = false;
   for (unsigned cpu = 1; cpu < online; ++cpu) begin(cpu, dirty_page);
   std::uint64_t lost = 0;
-  unsigned dirtied = 0;
   for (unsigned round = 1; round <= 2000; ++round) {
     asm volatile("lock andq %1, %0" : "+m"(entry) : "r"(~(kAccessed | kDirty)));
     const bool wraps = (entry & kSoftware) == kSoftware;
@@ -218,12 +217,13 @@ bool accessed_dirty_race() {
     asm volatile("lock addq %1, %0" : "+m"(entry) : "r"(kStep));
     const std::uint64_t now = entry;
     if ((now & kSoftware) != before + kStep) ++lost;
-    if ((now & kDirty) != 0) ++dirtied;
+    // Now and then until a walker has been here, so that there is a race whatever the host does.
+    while (round % 100 == 0 && (entry & kDirty) == 0) asm volatile("pause");
     if ((now & 0x000FFFFFFFFFF000ULL) != frame) ++lost;
   }
   race_over = true;
   for (unsigned cpu = 1; cpu < online; ++cpu) finish(cpu);
-  return lost == 0 && dirtied != 0;
+  return lost == 0;
 }
 
 void enter_x2apic(unsigned) {

@@ -208,7 +208,7 @@ TEST_F(SmpTest, XaddHandsOutEveryTicketOnce) {
 class CrossModifying : public SmpTest, public ::testing::WithParamInterface<std::uint64_t> {};
 
 TEST_P(CrossModifying, NobodyRunsTheOldCode) {
-  constexpr std::uint64_t kRounds = 1000, kFlag = kData, kAck = kData + 0x1000;
+  constexpr std::uint64_t kRounds = 100, kFlag = kData, kAck = kData + 0x1000;
   const std::uint64_t function = GetParam();
   const auto body = code("B8 00 00 00 00 C3");
   std::memcpy(at(function), body.data(), body.size());
@@ -260,7 +260,7 @@ TEST_F(SmpTest, ATranslationThatWentIsNotUsedOnceTheWaitIsOver) {
   const auto word = [this](std::uint64_t pa) {
     return std::atomic_ref{*reinterpret_cast<std::uint64_t*>(at(pa))};
   };
-  for (std::uint64_t round = 0; round < 500; ++round) {
+  for (std::uint64_t round = 0; round < 50; ++round) {
     const std::uint64_t from = kFrames.at(round % 2);
     const std::uint64_t to = kFrames.at(1 - round % 2);
     word(to).store(round);
