@@ -118,7 +118,10 @@ Expected<Translation, Fault> ShadowMmu::miss(VcpuId vcpu, VA va, Access access, 
     if (tables_->unsettled() != 0) domain_.collect();
     const std::uint64_t generation = tables_->generation();
     const auto mapping = find_mapping(v, va, access, anywhere);
-    if (!mapping) return Unexpected{mapping.error()};
+    if (!mapping) {
+      if (mapping.error().stage == Stage::guest_table) forget_address(vcpu, va);
+      return Unexpected{mapping.error()};
+    }
     const Install how = try_install(vcpu, *mapping, generation, t, access);
     Fault fault{Stage::p2m, FaultKind::retry, 0, va, mapping->guest.pa};
     // Somebody took write access away again (logging) after resolve() had given it.

@@ -170,9 +170,13 @@ void ShadowMmu::invalidate(VcpuId vcpu, FlushScope scope, std::uint16_t pcid, VA
   Vcpu& v = vcpus_[vcpu];
   v.invalidations.add(1);
   if (scope != FlushScope::address) return v.history.flush(scope, pcid, tables_->clock());
+  forget_address(vcpu, va);
+}
+
+void ShadowMmu::forget_address(VcpuId vcpu, VA va) {
   if (tables_->unsync_count() == 0) return;  // tables in step hold what the guest's say
   const std::unique_lock guard{tables_->lock()};
-  tables_->check_address(vcpu, table_input(v.context.mode, va));
+  tables_->check_address(vcpu, table_input(vcpus_[vcpu].context.mode, va));
 }
 
 namespace {

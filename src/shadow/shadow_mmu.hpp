@@ -109,6 +109,8 @@ class ShadowMmu final : public ShadowBackend {
                                                           VA va, Access access,
                                                           const machine::WalkControls& controls,
                                                           bool traced);
+  /// INVLPG, and what a page fault drops for its address (SDM 3A 4.10.4.1).
+  void forget_address(VcpuId vcpu, VA va);
   Expected<Translation, Fault> miss(VcpuId vcpu, VA va, Access access, bool anywhere);
   Expected<Mapping, Fault> find_mapping(Vcpu& v, VA va, Access access, bool anywhere);
   Expected<P2mLookup, Fault> resolve(VA va, PA pa, AccessKind kind);
