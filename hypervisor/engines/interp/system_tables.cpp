@@ -199,8 +199,7 @@ const Uop* arpl(Core& core, const Uop* u) {
   return u + 1;
 }
 
-// ---- lowering
-// -------------------------------------------------------------------------------------
+// ---- lowering -----------------------------------------------------------------------------------
 
 bool lower_table(Lowering& l, Handler fn, bool idtr) {
   Uop u = l.step(fn);
