@@ -206,7 +206,7 @@ class CpuModel {
   [[nodiscard]] unsigned stepping() const noexcept { return stepping_; }
   [[nodiscard]] std::uint32_t tsc_khz() const noexcept { return tsc_khz_; }
   [[nodiscard]] std::uint32_t apic_khz() const noexcept { return apic_khz_; }
-  [[nodiscard]] const std::string& vendor() const noexcept { return vendor_; }
+  [[nodiscard]] bool is_amd() const noexcept { return vendor_ == "AuthenticAMD"; }
   /// Answers VMware's backdoor: port 5658h and the pseudo-counters of RDPMC, at every CPL.
   [[nodiscard]] bool vmware_backdoor() const noexcept { return vmware_backdoor_; }
   /// IA32_UCODE_REV (MSR 8Bh) as read: the revision is in the upper half.

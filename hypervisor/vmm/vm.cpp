@@ -77,6 +77,8 @@ Vm::~Vm() {
   // Only an error on the way leaves threads running here; they use the platform.
   for (const auto& vcpu : vcpus_) vcpu->request_stop();
   for (const auto& vcpu : vcpus_) vcpu->join();
+  // Frees that waited for a vCPU's next look: now, while those they belong to are there.
+  domain_.collect();
   if (guest_memory_ && listener_) guest_memory_->remove_listener(*listener_);
 }
 

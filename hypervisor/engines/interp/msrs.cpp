@@ -93,8 +93,7 @@ Masked masked_msr(Core& core, std::uint32_t number) noexcept {
     case msr::kK7EventSelect0 + 7:
       // Four event selects and four counters, which every AMD64 processor has (AMD APM 2 13.2.1):
       // kept, and counting nothing.
-      return {model.vendor() == "AuthenticAMD" ? &m.k7_counters[number & 7] : nullptr,
-              (1ULL << 48) - 1};
+      return {model.is_amd() ? &m.k7_counters[number & 7] : nullptr, (1ULL << 48) - 1};
     case msr::kTscAux:
       return {model.has(Feature::rdtscp) || model.has(Feature::rdpid) ? &m.tsc_aux : nullptr,
               0xFFFFFFFF};

@@ -28,8 +28,11 @@ void enter_level(Core& core, std::uint32_t code, std::uint64_t cs, std::uint64_t
 }
 
 const Uop* syscall(Core& core, const Uop* u) {
-  // Intel's SYSCALL exists in 64-bit mode only.
-  if (!core.long_mode() || (core.arch.efer & cpu::efer::SCE) == 0) return core.fault(u, cpu::UD);
+  // Intel's SYSCALL exists in 64-bit mode only; AMD's in compatibility mode too, where it goes to
+  // CSTAR (AMD APM 3, SYSCALL).
+  const bool compatible = ia32e(core) && !core.long_mode() && core.env.model->is_amd();
+  const bool exists = core.long_mode() || compatible;
+  if (!exists || (core.arch.efer & cpu::efer::SCE) == 0) return core.fault(u, cpu::UD);
   const cpu::Msrs& m = core.arch.msr;
   const std::uint64_t flags = core.rflags() & ~rf::RF;
   const std::uint64_t selector = m.star >> 32 & 0xFFFC;
@@ -37,7 +40,7 @@ const Uop* syscall(Core& core, const Uop* u) {
   core.r[cpu::R11] = flags;
   enter_level(core, kCode64, selector, selector + 8, 0);
   core.set_rflags(flags & ~m.sfmask);
-  return core.finish_at(u, m.lstar);
+  return core.finish_at(u, compatible ? m.cstar : m.lstar);
 }
 
 /// aux: operand size; 8 returns to 64-bit mode, 4 to compatibility mode.

@@ -38,6 +38,19 @@ TEST(Syscall, EntersTheKernel) {
   EXPECT_EQ(o.state.segment[cpu::SS], (cpu::Segment{0, 0xFFFFFFFF, 0x10, 0xC093}));
 }
 
+TEST(Syscall, AmdEntersFromCompatibilityMode) {
+  SystemMachine m{Env::compat32, "default,vendor=AuthenticAMD"};
+  m.write(kEntry, Bytes{0xF4});
+  auto s = with_msrs(m.state(3));
+  s.msr.cstar = kEntry;
+  s.msr.lstar = 0;
+  const Ending o = m.go(kSyscall, s);
+  EXPECT_TRUE(o.halted);
+  EXPECT_EQ(o.state.rip, kEntry + 1);
+  EXPECT_EQ(o.state.gpr[cpu::RCX], M::kCode + 2);
+  EXPECT_EQ(o.state.segment[cpu::CS], (cpu::Segment{0, 0xFFFFFFFF, 0x08, 0xA09B}));
+}
+
 TEST(Syscall, RoundTrip) {
   SystemMachine m;
   m.write(kEntry, kSysretq);
