@@ -135,8 +135,6 @@ class SmpTest : public ::testing::Test {
 
 // lock inc qword [rbx]; dec ecx; jnz; hlt
 const char* const kLockInc = "F0 48 FF 03 FF C9 75 F8 F4";
-// lock add qword [rbx], 1; dec ecx; jnz; hlt
-const char* const kLockAdd = "F0 48 83 03 01 FF C9 75 F7 F4";
 
 TEST_F(SmpTest, LockedIncrementsAreNeverLost) {
   constexpr std::uint64_t kRounds = 200'000;
@@ -153,20 +151,27 @@ TEST_F(SmpTest, LockedIncrementsAreNeverLost) {
 class SplitLock : public SmpTest, public ::testing::WithParamInterface<std::uint64_t> {};
 
 TEST_P(SplitLock, IsOneStepToTheOthersLocksAndPlainStores) {
-  constexpr std::uint64_t kRounds = 1500;
+  constexpr std::uint64_t kRounds = 20'000, kGo = kData + 0x10000, kDone = kData + 0x11000;
   const std::uint64_t operand = GetParam();
   for (const VcpuId id : {0U, 1U}) {
-    cpu::VcpuState& s = prepare(id, kLockAdd);
+    // w: pause; cmp dword [rdx], 0; je w; l: lock add qword [rbx], 1; dec ecx; jnz l;
+    // lock inc dword [rdi]; hlt
+    cpu::VcpuState& s = prepare(id, "F3 90 83 3A 00 74 F9 F0 48 83 03 01 FF C9 75 F7 F0 FF 07 F4");
     s.gpr[cpu::RBX] = operand;
     s.gpr[cpu::RCX] = kRounds;
+    s.gpr[cpu::RDX] = kGo;
+    s.gpr[cpu::RDI] = kDone;
   }
-  // A plain store to the operand's last byte, which must never be undone by the others' locked
-  // additions: l: inc al; mov [rbx+7], al; cmp [rbx+7], al; jne bad; dec ecx; jnz l; hlt;
-  // bad: mov r15d, 1; hlt
-  cpu::VcpuState& s =
-      prepare(2, "FE C0 88 43 07 38 43 07 75 05 FF C9 75 F2 F4 41 BF 01 00 00 00 F4");
+  // Until both are done, plain stores to the operand's last byte, which must never be undone by the
+  // others' locked additions. Past the store buffer, and a while later, they must still be there:
+  // mov dword [rdx], 1; l: inc al; mov [rbx+7], al; mfence; mov ecx, 20; d: dec ecx; jnz d;
+  // cmp [rbx+7], al; jne bad; cmp dword [rdi], 2; jne l; hlt; bad: mov r15d, 1; hlt
+  cpu::VcpuState& s = prepare(2,
+                              "C7 02 01 00 00 00 FE C0 88 43 07 0F AE F0 B9 14 00 00 00 FF C9 75 "
+                              "FC 38 43 07 75 06 83 3F 02 75 E5 F4 41 BF 01 00 00 00 F4");
   s.gpr[cpu::RBX] = operand;
-  s.gpr[cpu::RCX] = 300'000;
+  s.gpr[cpu::RDX] = kGo;
+  s.gpr[cpu::RDI] = kDone;
   run({0, 1, 2});
   EXPECT_EQ(gpr(2, cpu::R15), 0U) << "a plain store was lost";
   EXPECT_EQ(read<std::uint64_t>(operand) & 0x00FF'FFFF'FFFF'FFFF, 2 * kRounds);
