@@ -264,6 +264,7 @@ TEST_F(Unsync, AStoreAnnouncedLateIsStillHonoured) {
 
 TEST_F(Unsync, AStoreInTheMiddleOfAMissIsNotInstalledOver) {
   make_outdated();
+  ASSERT_NE(read_on(1, page(1)), PA{~0ULL});  // vCPU 1 has a root, so what follows can be a hit
   // After vCPU 0 has read the entry of page 2, vCPU 1 changes it and flushes.
   map(2, 300);
   s.p2m.after_resolve_of = PPN{300};
