@@ -6,6 +6,7 @@ Exit code: 0 all that must pass passed, 1 something did not, 77 there is nothing
 import argparse
 import concurrent.futures
 import configparser
+import json
 import os
 import pathlib
 import re
@@ -135,12 +136,13 @@ def table(chosen, columns, results, reasons):
         version = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True)
         heads[-1] += " " + re.search(r"version (\d+\.\d+)", version.stdout).group(1)
     rows = [heads, ["---"] * len(heads)]
-    rows += [[s.name, *[results[s.name, c] for c in columns]] for s in chosen]
+    rows += [[s.name, *[results.get((s.name, c), "not run") for c in columns]] for s in chosen]
     text = "\n".join("| " + " | ".join(r) + " |" for r in rows) + "\n"
-    passed = ", ".join(f"{h} {sum(results[s.name, c] == 'pass' for s in chosen)}"
+    passed = ", ".join(f"{h} {sum(results.get((s.name, c)) == 'pass' for s in chosen)}"
                        for h, c in zip(heads[1:], columns))
     text += f"\nPassing, of {len(chosen)}: {passed}.\n"
-    missing = [s for s in chosen if any(results[s.name, c] != "pass" for c in columns if c != "qemu")]
+    missing = [s for s in chosen
+               if any(results.get((s.name, c)) != "pass" for c in columns if c != "qemu")]
     if missing:
         text += "\nWhat does not pass in Strata, and why:\n\n"
     for s in missing:
@@ -152,6 +154,15 @@ def reason(name, reasons):
     """The note for `name`, or for the longest suite name that begins it (vmx_... under vmx)."""
     known = [r for r in reasons if name.startswith(r)]
     return reasons[max(known, key=len)] if known else "not looked into"
+
+
+def remember(path, results):
+    """Adds `results` to those of earlier runs in `path` and returns all of them."""
+    file = pathlib.Path(path)
+    known = json.loads(file.read_text()) if file.exists() else []
+    everything = {(name, column): result for name, column, result in known} | results
+    file.write_text(json.dumps([[*key, result] for key, result in sorted(everything.items())]))
+    return everything
 
 
 def write(text):
@@ -167,6 +178,8 @@ def options():
     parser.add_argument("--on", default=",".join([*BACKENDS, "qemu"]), help="columns, by commas")
     parser.add_argument("--required", action="store_true", help="the suites that must pass, ours only")
     parser.add_argument("--write", action="store_true", help=f"the table into {TABLE.name}")
+    parser.add_argument("--results", help="a file that collects the results of several runs; the "
+                                          "table is then of all of them")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--logs", help="a directory for each run's output")
     return parser.parse_args()
@@ -178,9 +191,12 @@ def main():
         print("skipped: STRATA_KUT_DIR is unset")
         return 77
     notes = tomllib.loads(NOTES.read_text())
-    chosen = list(suites(pathlib.Path(os.environ["STRATA_KUT_DIR"]), "x86_64"))
+    everything = list(suites(pathlib.Path(os.environ["STRATA_KUT_DIR"]), "x86_64"))
     if "STRATA_KUT32_DIR" in os.environ:
-        chosen += suites(pathlib.Path(os.environ["STRATA_KUT32_DIR"]), "i386")
+        everything += suites(pathlib.Path(os.environ["STRATA_KUT32_DIR"]), "i386")
+    for suite in everything:
+        suite.timeout = max(suite.timeout, notes["seconds"].get(suite.name, 0))
+    chosen = everything
     columns = args.on.split(",")
     if args.required:
         chosen = [s for s in chosen if s.name in notes["required"]]
@@ -192,7 +208,12 @@ def main():
     if shutil.which(QEMU) is None:
         columns = [c for c in columns if c != "qemu"]
     results = run_all(chosen, columns, args)
-    text = table(chosen, columns, results, notes["reasons"])
+    shown = chosen
+    if args.results:
+        results = remember(args.results, results)
+        shown = [s for s in everything if any(name == s.name for name, _ in results)]
+        columns = [c for c in [*BACKENDS, "qemu"] if any(column == c for _, column in results)]
+    text = table(shown, columns, results, notes["reasons"])
     print("\n" + text)
     if args.write:
         write(text)
