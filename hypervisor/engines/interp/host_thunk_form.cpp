@@ -257,11 +257,12 @@ bool same_operation(const Lowering& l, const ThunkForm& form) {
 std::optional<ThunkForm> normal_form(const Lowering& l) {
   FormBuilder builder{l};
   if (!builder.collect()) return std::nullopt;
-  const bool w = is_vex(l)
-                     ? l.insn.raw.vex.W != 0
-                     : (l.insn.attributes & ZYDIS_ATTRIB_HAS_REX) != 0 && l.insn.raw.rex.W != 0;
+  const bool encoded =
+      is_vex(l) ? l.insn.raw.vex.W != 0
+                : (l.insn.attributes & ZYDIS_ATTRIB_HAS_REX) != 0 && l.insn.raw.rex.W != 0;
   // Outside 64-bit mode W is ignored where it would select a 64-bit general register (SDM
-  // 2A 2.3.5.5).
+  // 2A 2.3.5.5), such as the implicit lengths of PCMPESTRI.
+  const bool w = encoded && (l.mode.bits == 64 || !builder.form.length_inputs);
   for (const bool try_w : {w, false}) {
     ThunkForm form = builder.form;
     if (Encoder{l, builder, try_w, form}.encode() && same_operation(l, form)) return form;

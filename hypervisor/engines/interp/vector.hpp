@@ -7,6 +7,7 @@
 
 #include "cpu/cpu_model.hpp"
 #include "cpu/vcpu_state.hpp"
+#include "engines/interp/access.hpp"
 #include "engines/interp/core.hpp"
 #include "engines/interp/lower.hpp"
 #include "engines/interp/uop.hpp"

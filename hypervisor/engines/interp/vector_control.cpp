@@ -9,7 +9,7 @@ template <Unit Which>
 const Uop* load_mxcsr(Core& core, const Uop* u) {
   if (const auto why = refusal<Which>(core); why != 0) return core.fault(u, why);
   std::uint32_t v = 0;
-  if (!core.load(core.ea(u), v)) return core.abort(u);
+  if (!core.load(core.ea(u), v)) return refuse(core, u);
   // Bits 31:16 are reserved (SDM 1 10.2.3).
   if ((v & ~0xFFFFU) != 0) return core.fault(u, cpu::GP, 0);
   core.arch.vector.mxcsr = v;
@@ -19,7 +19,7 @@ const Uop* load_mxcsr(Core& core, const Uop* u) {
 template <Unit Which>
 const Uop* store_mxcsr(Core& core, const Uop* u) {
   if (const auto why = refusal<Which>(core); why != 0) return core.fault(u, why);
-  if (!core.store(core.ea(u), core.arch.vector.mxcsr)) return core.abort(u);
+  if (!core.store(core.ea(u), core.arch.vector.mxcsr)) return refuse(core, u);
   return u + 1;
 }
 

@@ -54,7 +54,7 @@ const Uop* lane_operation(Core& core, const Uop* u) {
     const std::uint64_t va = core.ea(u);
     if (!Vex && (va & 15) != 0) [[unlikely]]
       return core.fault(u, cpu::GP, 0);
-    if (!core.load(va, operand)) return core.abort(u);
+    if (!core.load(va, operand)) return refuse(core, u);
     b = reinterpret_cast<const Lane*>(operand.word.data());
   }
   const Lane* a = lanes(vector_register(core, u->src));

@@ -53,7 +53,7 @@ const Uop* masked_move_load(Core& core, const Uop* u) {
   const bool done = for_runs(
       mask, u->aux2, static_cast<unsigned>(u->imm),
       [&](unsigned at, unsigned n) { return core.load_bytes(va + at, result.data() + at, n); });
-  if (!done) return core.abort(u);
+  if (!done) return refuse(core, u);
   std::memcpy(vector_register(core, u->dst).data(), result.data(), sizeof result);
   return u + 1;
 }
@@ -63,7 +63,7 @@ const Uop* masked_move_store(Core& core, const Uop* u) {
   const VectorBytes mask = bytes_of(vector_register(core, u->aux));
   const VectorBytes data = bytes_of(vector_register(core, u->src));
   if (!masked_store(core, core.ea(u), data.data(), mask, u->aux2, static_cast<unsigned>(u->imm))) {
-    return core.abort(u);
+    return refuse(core, u);
   }
   return u + 1;
 }
@@ -74,7 +74,7 @@ const Uop* maskmovdqu(Core& core, const Uop* u) {
   if (const auto why = refusal<Which>(core); why != 0) return core.fault(u, why);
   const VectorBytes mask = bytes_of(vector_register(core, u->src));
   const VectorBytes data = bytes_of(vector_register(core, u->dst));
-  if (!masked_store(core, core.ea(u), data.data(), mask, 16, 1)) return core.abort(u);
+  if (!masked_store(core, core.ea(u), data.data(), mask, 16, 1)) return refuse(core, u);
   return u + 1;
 }
 
@@ -129,7 +129,7 @@ const Uop* gather(Core& core, const Uop* u) {
         std::memcpy(vector_register(core, u->dst).data(), data.data(), sizeof data);
         std::memcpy(vector_register(core, u->aux).data(), mask.data(), sizeof mask);
       }
-      return core.abort(u);
+      return refuse(core, u);
     }
     std::fill_n(mask.begin() + at, size, std::uint8_t{0});
   }

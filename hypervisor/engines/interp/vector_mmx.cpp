@@ -58,7 +58,7 @@ const Uop* run_mmx(Core& core, const Uop* u) {
   if ((va & (form.alignment - 1U)) != 0) return core.fault(u, cpu::GP, 0);
   if (form.memory == ThunkMemory::read) {
     memory = thunk_source(core, va, form.memory_bytes, buffer.data());
-    if (memory == nullptr) return core.abort(u);
+    if (memory == nullptr) return refuse(core, u);
   }
   MmxFile file;
   file.take(core);
@@ -84,7 +84,7 @@ const Uop* run_mmx(Core& core, const Uop* u) {
   }
   if (form.memory == ThunkMemory::write &&
       !core.store_bytes(va, buffer.data(), form.memory_bytes)) {
-    return core.abort(u);
+    return refuse(core, u);
   }
   core.arch.vector.mxcsr |= raised;
   if (form.gpr_write) core.set_reg(u->aux2, frame.gpr);
@@ -103,11 +103,11 @@ const Uop* maskmovq(Core& core, const Uop* u) {
   const std::uint64_t va = core.ea(u);
   for (unsigned i = 0; i < 8; ++i) {
     if ((mask >> (8 * i) & 0x80) != 0 && !core.check_store(va + i, 1)) {
-      return core.abort(u);
+      return refuse(core, u);
     }
   }
   for (unsigned i = 0; i < 8; ++i) {
-    if ((mask >> (8 * i) & 0x80) != 0 && !core.store(va + i, data[i])) return core.abort(u);
+    if ((mask >> (8 * i) & 0x80) != 0 && !core.store(va + i, data[i])) return refuse(core, u);
   }
   file.put(core);
   return u + 1;

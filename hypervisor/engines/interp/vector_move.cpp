@@ -24,7 +24,7 @@ const Uop* load_16(Core& core, const Uop* u) {
   if (Aligned && (va & 15) != 0) [[unlikely]]
     return core.fault(u, cpu::GP, 0);
   Bytes16 v;
-  if (!core.load(va, v)) return core.abort(u);
+  if (!core.load(va, v)) return refuse(core, u);
   write_low<Vex>(vector_register(core, u->dst), v.word[0], v.word[1]);
   return u + 1;
 }
@@ -37,7 +37,7 @@ const Uop* store_16(Core& core, const Uop* u) {
   if (Aligned && (va & 15) != 0) [[unlikely]]
     return core.fault(u, cpu::GP, 0);
   const VectorRegister& r = vector_register(core, u->src);
-  if (!core.store(va, Bytes16{{r[0], r[1]}})) return core.abort(u);
+  if (!core.store(va, Bytes16{{r[0], r[1]}})) return refuse(core, u);
   return u + 1;
 }
 
@@ -58,7 +58,7 @@ const Uop* load_32(Core& core, const Uop* u) {
   if (Aligned && (va & 31) != 0) [[unlikely]]
     return core.fault(u, cpu::GP, 0);
   Bytes32 v;
-  if (!core.load(va, v)) return core.abort(u);
+  if (!core.load(va, v)) return refuse(core, u);
   vector_register(core, u->dst) = v.word;
   return u + 1;
 }
@@ -70,7 +70,7 @@ const Uop* store_32(Core& core, const Uop* u) {
   const std::uint64_t va = core.ea(u);
   if (Aligned && (va & 31) != 0) [[unlikely]]
     return core.fault(u, cpu::GP, 0);
-  if (!core.store(va, Bytes32{vector_register(core, u->src)})) return core.abort(u);
+  if (!core.store(va, Bytes32{vector_register(core, u->src)})) return refuse(core, u);
   return u + 1;
 }
 
@@ -87,7 +87,7 @@ const Uop* load_scalar(Core& core, const Uop* u) {
   if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]]
     return core.fault(u, why);
   T v;
-  if (!core.load(core.ea(u), v)) return core.abort(u);
+  if (!core.load(core.ea(u), v)) return refuse(core, u);
   write_low<Vex>(vector_register(core, u->dst), v, 0);
   return u + 1;
 }
@@ -98,7 +98,7 @@ const Uop* store_scalar(Core& core, const Uop* u) {
   if (const auto why = refusal<kUnit<Vex>>(core); why != 0) [[unlikely]]
     return core.fault(u, why);
   const auto v = static_cast<T>(vector_register(core, u->src)[u->aux]);
-  if (!core.store(core.ea(u), v)) return core.abort(u);
+  if (!core.store(core.ea(u), v)) return refuse(core, u);
   return u + 1;
 }
 
@@ -107,7 +107,7 @@ const Uop* load_half(Core& core, const Uop* u) {
   if (const auto why = refusal<Unit::sse>(core); why != 0) [[unlikely]]
     return core.fault(u, why);
   std::uint64_t v = 0;
-  if (!core.load(core.ea(u), v)) return core.abort(u);
+  if (!core.load(core.ea(u), v)) return refuse(core, u);
   vector_register(core, u->dst)[u->aux] = v;
   return u + 1;
 }

@@ -106,7 +106,7 @@ template <ThunkMemory Memory>
   if constexpr (Memory == ThunkMemory::read) {
     o.memory = thunk_source(core, o.va, t.form.memory_bytes, o.buffer.data());
     if (o.memory == nullptr) {
-      core.abort(u);
+      refuse(core, u);
       return false;
     }
   }
@@ -125,7 +125,7 @@ const Uop* run_integer(Core& core, const Uop* u) {
   call_thunk(t, u, slot_pointers(core, u), &frame, operand.memory);
   if constexpr (Memory == ThunkMemory::write) {
     if (!core.store_bytes(operand.va, operand.buffer.data(), t.form.memory_bytes))
-      return core.abort(u);
+      return refuse(core, u);
   }
   if constexpr (General) general_outputs(core, u, t, frame);
   return u + 1;
@@ -161,13 +161,13 @@ const Uop* run_floating(Core& core, const Uop* u) {
   if ((raised & frame.unmasked) != 0) [[unlikely]] {
     // The address comes first (VCVTPS2PH).
     if constexpr (Memory == ThunkMemory::write) {
-      if (!core.check_store(operand.va, t.form.memory_bytes)) return core.abort(u);
+      if (!core.check_store(operand.va, t.form.memory_bytes)) return refuse(core, u);
     }
     return raise_simd(core, u, flags_of_exception(t, u, frame, raised, slots, operand.memory));
   }
   if constexpr (Memory == ThunkMemory::write) {
     if (!core.store_bytes(operand.va, operand.buffer.data(), t.form.memory_bytes))
-      return core.abort(u);
+      return refuse(core, u);
   }
   core.arch.vector.mxcsr |= raised;
   general_outputs(core, u, t, frame);

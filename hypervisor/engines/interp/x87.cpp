@@ -51,7 +51,7 @@ const Uop* run_x87(Core& core, const Uop* u) {
   const std::uint64_t va = Memory == ThunkMemory::none ? 0 : core.ea(u);
   if constexpr (Memory == ThunkMemory::read) {
     memory = thunk_source(core, va, size, buffer.data());
-    if (memory == nullptr) return core.abort(u);
+    if (memory == nullptr) return refuse(core, u);
   }
   WorkArea area{core};
   ThunkFrame frame;
@@ -63,7 +63,7 @@ const Uop* run_x87(Core& core, const Uop* u) {
     const bool stored = (area.unmasked() & ~unsigned{kMaskedPrecision}) == 0;
     const bool done =
         stored ? core.store_bytes(va, buffer.data(), size) : core.check_store(va, size);
-    if (!done) return core.abort(u);
+    if (!done) return refuse(core, u);
   }
   area.commit(core);
   core.flags = frame.flags;
@@ -99,14 +99,14 @@ const Uop* fnstsw_ax(Core& core, const Uop* u) {
 /// FNSTSW and FNSTCW to memory; `aux` is the field.
 const Uop* store_word(Core& core, const Uop* u) {
   if (const auto why = refusal<Unit::x87>(core); why != 0) return core.fault(u, why);
-  if (!core.store(core.ea(u), fx_get<std::uint16_t>(core, u->aux))) return core.abort(u);
+  if (!core.store(core.ea(u), fx_get<std::uint16_t>(core, u->aux))) return refuse(core, u);
   return u + 1;
 }
 
 const Uop* fldcw(Core& core, const Uop* u) {
   if (const auto why = refusal<Unit::x87_waiting>(core); why != 0) return core.fault(u, why);
   std::uint16_t fcw = 0;
-  if (!core.load(core.ea(u), fcw)) return core.abort(u);
+  if (!core.load(core.ea(u), fcw)) return refuse(core, u);
   fcw = canonical_fcw(fcw);
   // ES and B follow: flags may have become unmasked (SDM 1 8.1.3.3).
   unsigned fsw = fx_get<std::uint16_t>(core, fx::kFsw) & ~0x8080U;

@@ -137,7 +137,7 @@ const Uop* fnstenv(Core& core, const Uop* u) {
   X87Image image = get_x87(core);
   Memory memory;
   write_fields(fields_of(image, layout), layout, memory);
-  if (!core.store_bytes(core.ea(u), memory.data(), layout.bytes())) return core.abort(u);
+  if (!core.store_bytes(core.ea(u), memory.data(), layout.bytes())) return refuse(core, u);
   // All exceptions are masked afterwards (SDM 2A, FSTENV).
   image.set(fx::kFcw, static_cast<std::uint16_t>(image.get<std::uint16_t>(fx::kFcw) | 0x3FU));
   image.update_summary();
@@ -149,7 +149,7 @@ const Uop* fldenv(Core& core, const Uop* u) {
   if (const auto why = refusal<Unit::x87_waiting>(core); why != 0) return core.fault(u, why);
   const Layout layout = layout_of(core, u);
   Memory memory;
-  if (!core.load_bytes(core.ea(u), memory.data(), layout.bytes())) return core.abort(u);
+  if (!core.load_bytes(core.ea(u), memory.data(), layout.bytes())) return refuse(core, u);
   X87Image image = get_x87(core);
   apply_fields(image, read_fields(layout, memory), layout);
   set_x87(core, image);
@@ -167,7 +167,7 @@ const Uop* fnsave(Core& core, const Uop* u) {
                 image.bytes.data() + fx::kSt + fx::kStStride * i, 10);
   }
   const unsigned size = layout.bytes() + kRegisterBytes;
-  if (!core.store_bytes(core.ea(u), memory.data(), size)) return core.abort(u);
+  if (!core.store_bytes(core.ea(u), memory.data(), size)) return refuse(core, u);
   // And then as FNINIT.
   image.set_top(0);
   const X87Image initial = initial_x87();
@@ -181,7 +181,7 @@ const Uop* frstor(Core& core, const Uop* u) {
   const Layout layout = layout_of(core, u);
   Memory memory;
   const unsigned size = layout.bytes() + kRegisterBytes;
-  if (!core.load_bytes(core.ea(u), memory.data(), size)) return core.abort(u);
+  if (!core.load_bytes(core.ea(u), memory.data(), size)) return refuse(core, u);
   X87Image image = get_x87(core);
   apply_fields(image, read_fields(layout, memory), layout);
   for (std::size_t i = 0; i < 8; ++i) {

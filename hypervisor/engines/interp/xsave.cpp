@@ -99,11 +99,11 @@ const Uop* fxsave(Core& core, const Uop* u) {
   const std::uint64_t va = core.ea(u);
   if ((va & 15) != 0) return core.fault(u, cpu::GP, 0);
   // All 512 bytes are the operand; 416 and up stay as they are (SDM 1 table 10-2).
-  if (!core.check_store(va, kLegacyBytes)) return core.abort(u);
+  if (!core.check_store(va, kLegacyBytes)) return refuse(core, u);
   LegacyRegion region;
   region.fill(core, (u->aux & kWide) != 0);
   const auto size = static_cast<unsigned>(fx::kXmm + 16 * register_count(u));
-  if (!core.store_bytes(va, region.bytes.data(), size)) return core.abort(u);
+  if (!core.store_bytes(va, region.bytes.data(), size)) return refuse(core, u);
   return u + 1;
 }
 
@@ -112,7 +112,7 @@ const Uop* fxrstor(Core& core, const Uop* u) {
   const std::uint64_t va = core.ea(u);
   if ((va & 15) != 0) return core.fault(u, cpu::GP, 0);
   std::array<std::byte, kLegacyBytes> region;
-  if (!core.load_bytes(va, region.data(), kLegacyBytes)) return core.abort(u);
+  if (!core.load_bytes(va, region.data(), kLegacyBytes)) return refuse(core, u);
   const std::uint32_t mxcsr = mxcsr_in(region.data());
   if ((mxcsr & ~kMxcsrMask) != 0) return core.fault(u, cpu::GP, 0);
   load_x87(core, region.data(), (u->aux & kWide) != 0);
@@ -185,7 +185,7 @@ const Uop* xsave(Core& core, const Uop* u) {
   const std::uint64_t va = core.ea(u);
   if ((va & 63) != 0) return core.fault(u, cpu::GP, 0);
   std::uint64_t old_bv = 0;
-  if (!core.load(va + kLegacyBytes, old_bv)) return core.abort(u);
+  if (!core.load(va + kLegacyBytes, old_bv)) return refuse(core, u);
   const std::uint64_t rfbm = requested(core);
   const std::uint64_t used = xstate_in_use(core);
   const std::array<std::uint64_t, 2> header{(old_bv & ~rfbm) | (used & rfbm), 0};
@@ -194,7 +194,7 @@ const Uop* xsave(Core& core, const Uop* u) {
   if ((u->aux & kInit) != 0) saved &= used;
   constexpr std::uint64_t kWithMxcsr = xstate::kSse | xstate::kAvx;
   const bool with_mxcsr = (rfbm & kWithMxcsr) != 0;
-  if (!store_components(core, u, va, saved, with_mxcsr, header, rfbm)) return core.abort(u);
+  if (!store_components(core, u, va, saved, with_mxcsr, header, rfbm)) return refuse(core, u);
   return u + 1;
 }
 
@@ -208,7 +208,7 @@ const Uop* xsavec(Core& core, const Uop* u) {
   if (core.arch.vector.mxcsr != kMxcsrInitial) saved |= rfbm & xstate::kSse;
   const std::array<std::uint64_t, 2> header{saved, rfbm | kCompacted};
   const bool with_mxcsr = (saved & xstate::kSse) != 0;
-  if (!store_components(core, u, va, saved, with_mxcsr, header, rfbm)) return core.abort(u);
+  if (!store_components(core, u, va, saved, with_mxcsr, header, rfbm)) return refuse(core, u);
   return u + 1;
 }
 
@@ -282,9 +282,9 @@ const Uop* xrstor(Core& core, const Uop* u) {
   if ((va & 63) != 0) return core.fault(u, cpu::GP, 0);
   RestoreInput in;
   in.rfbm = requested(core);
-  if (!core.load_bytes(va + kLegacyBytes, &in.header, kHeaderBytes)) return core.abort(u);
+  if (!core.load_bytes(va + kLegacyBytes, &in.header, kHeaderBytes)) return refuse(core, u);
   if (!header_valid(core, in.header)) return core.fault(u, cpu::GP, 0);
-  if (!read_components(core, u, va, in)) return core.abort(u);
+  if (!read_components(core, u, va, in)) return refuse(core, u);
   const std::uint32_t mxcsr = mxcsr_in(in.legacy.data());
   if (in.loads_mxcsr && (mxcsr & ~kMxcsrMask) != 0) return core.fault(u, cpu::GP, 0);
 
