@@ -443,6 +443,7 @@ TEST_F(Tenures, GlobalIsNothingWithoutPge) {
   c.pge = false;
   s.mmu->set_context(0, c);
   s.mmu->invalidate(0, FlushScope::all, 0, {});
+  s.put<std::uint64_t>(at(50, 9), 0);  // so that all of the table is this tenure's
   make_kernel_outdated(kPWU | kG);
   s.mmu->invalidate(0, FlushScope::pcid, 1, {});
   EXPECT_EQ(read_on(0, kernel(1)), at(200));
