@@ -8,6 +8,7 @@
 #include "devices/clock.hpp"
 #include "devices/device.hpp"
 #include "devices/machine_control.hpp"
+#include "devices/state_result.hpp"
 
 namespace strata::devices {
 
@@ -43,7 +44,14 @@ class AcpiPm final : public Device {
   std::uint64_t read(std::uint64_t offset, unsigned size) override;
   void write(std::uint64_t offset, unsigned size, std::uint64_t value) override;
 
+  /// The device's state for a saved VM, and back. No vCPU runs meanwhile. load() checks what it is
+  /// given; after an error the device must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
+
  private:
+  template <class Archive>
+  void fields(Archive& a);
   [[nodiscard]] std::uint8_t read_byte(std::uint64_t offset, std::uint32_t timer) const noexcept;
   /// True: the write entered S5.
   bool write_byte(std::uint64_t offset, std::uint8_t value) noexcept;

@@ -135,7 +135,17 @@ GuestClock::GuestClock() {
   tsc_offset_ = start.tsc;
 }
 
-std::uint64_t GuestClock::tsc() noexcept { return __rdtsc() - tsc_offset_; }
+std::uint64_t GuestClock::tsc() noexcept {
+  if (!resumed_) [[likely]]
+    return __rdtsc() - tsc_offset_;
+  return resumed_->tsc + scale(now() - resumed_->now, rate_khz_, 1'000'000);
+}
+
+void GuestClock::resume(Nanoseconds now, std::uint64_t tsc, std::uint64_t khz) noexcept {
+  start_ns_ = read_clock(CLOCK_MONOTONIC) - now;
+  rate_khz_ = khz;
+  resumed_ = Resumed{now, tsc};
+}
 
 Nanoseconds GuestClock::now() noexcept { return read_clock(CLOCK_MONOTONIC) - start_ns_; }
 
@@ -183,6 +193,14 @@ void TimerQueue::remove(Timers::Id id) {
 Nanoseconds TimerQueue::next() const {
   const std::lock_guard lock{mutex_};
   return armed_.empty() ? kNever : armed_.begin()->first;
+}
+
+std::vector<Nanoseconds> TimerQueue::deadlines() const {
+  const std::lock_guard lock{mutex_};
+  std::vector<Nanoseconds> all;
+  all.reserve(slots_.size());
+  for (const Slot& slot : slots_) all.push_back(slot.deadline);
+  return all;
 }
 
 bool TimerQueue::run_one(Nanoseconds now) {

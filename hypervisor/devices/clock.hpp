@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
 #include <utility>
@@ -56,6 +57,9 @@ class GuestClock final : public Clock {
   [[nodiscard]] Nanoseconds now() noexcept override;
   [[nodiscard]] std::int64_t realtime() noexcept override;
   [[nodiscard]] std::uint64_t tsc_khz() const noexcept override { return rate_khz_; }
+  /// A loaded VM: goes on from `now` and `tsc`, with the TSC at `khz` whatever this host's does.
+  /// Before anybody else reads the clock.
+  void resume(Nanoseconds now, std::uint64_t tsc, std::uint64_t khz) noexcept;
   [[nodiscard]] TscRate rate_source() const noexcept { return rate_source_; }
   /// Host TSC at power-on: what KVM's TSC offset is the negative of.
   [[nodiscard]] std::uint64_t tsc_offset() const noexcept { return tsc_offset_; }
@@ -65,6 +69,11 @@ class GuestClock final : public Clock {
   std::uint64_t rate_khz_ = 0;
   std::uint64_t start_ns_ = 0;
   std::uint64_t tsc_offset_ = 0;
+  struct Resumed {
+    Nanoseconds now = 0;
+    std::uint64_t tsc = 0;
+  };
+  std::optional<Resumed> resumed_;  ///< the TSC is computed from the time since
 };
 
 /// One-shot timers on guest time. A handle is made once and armed many times; nothing is
@@ -89,6 +98,9 @@ class Timers {
   /// Ends the timer and waits for a running callback (unless called from inside it). Not with a
   /// lock held that the callback takes.
   virtual void remove(Id id) = 0;
+  /// When each timer is due, by Id; kNever: not armed. A saved VM keeps them: its devices make
+  /// their timers in the same order every time.
+  [[nodiscard]] virtual std::vector<Nanoseconds> deadlines() const = 0;
 };
 
 /// A timer that a device owns: removed, and its callback finished, when the device dies. Declare
@@ -119,6 +131,7 @@ class TimerQueue {
   void remove(Timers::Id id);
   /// Deadline of the earliest timer; kNever: none.
   [[nodiscard]] Nanoseconds next() const;
+  [[nodiscard]] std::vector<Nanoseconds> deadlines() const;
   /// Runs the callback of the earliest timer if its deadline is not after `now`. False: none due.
   /// One thread at a time.
   bool run_one(Nanoseconds now);
@@ -151,6 +164,7 @@ class TimerService final : public Timers {
   void arm(Id id, Nanoseconds deadline) override;
   void cancel(Id id) override;
   void remove(Id id) override;
+  [[nodiscard]] std::vector<Nanoseconds> deadlines() const override { return queue_.deadlines(); }
   /// Callbacks run so far. Relaxed.
   [[nodiscard]] std::uint64_t fired() const noexcept {
     return fired_.load(std::memory_order_relaxed);

@@ -11,6 +11,7 @@
 #include "devices/bus.hpp"
 #include "devices/device.hpp"
 #include "devices/pic8259.hpp"
+#include "devices/state_result.hpp"
 
 namespace strata::devices {
 
@@ -29,12 +30,18 @@ class IoApic final : public Device, public EoiListener {
   /// Level of input `pin` (GSI of the first I/O APIC); others are ignored.
   void set_pin(unsigned pin, bool level);
   void end_of_interrupt(std::uint8_t vector) override;
+  /// The device's state for a saved VM, and back. No vCPU runs meanwhile. load() checks what it is
+  /// given; after an error the device must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
 
   [[nodiscard]] std::string_view name() const noexcept override { return "ioapic"; }
   std::uint64_t read(std::uint64_t offset, unsigned size) override;
   void write(std::uint64_t offset, unsigned size, std::uint64_t value) override;
 
  private:
+  template <class Archive>
+  void fields(Archive& a);
   [[nodiscard]] std::uint32_t read_register(std::uint8_t index) const;
   void write_register(std::uint8_t index, std::uint32_t value);
   void write_entry(unsigned pin, bool high, std::uint32_t value);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "devices/clock.hpp"
+#include "devices/state_result.hpp"
 #include "mmu/address.hpp"
 
 namespace strata::devices {
@@ -46,15 +47,23 @@ class KvmClock {
   /// False: #GP(0). Memory that is not RAM is not an error to the guest: no clock appears there.
   [[nodiscard]] bool write_msr(unsigned vcpu, std::uint32_t msr, std::uint64_t value);
 
+  /// The device's state for a saved VM, and back. No vCPU runs meanwhile. load() checks what it is
+  /// given; after an error the device must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
+
  private:
+  template <class Archive>
+  void fields(Archive& a);
   void publish_time(unsigned vcpu, PA where);
   void publish_wall_clock(PA where);
 
   Clock& clock_;
   MemoryWriter& memory_;
   const ClockScale scale_;
-  const std::uint64_t base_tsc_;
-  const Nanoseconds base_ns_;
+  /// The pair every vCPU is told: the clock at power-on.
+  std::uint64_t base_tsc_;
+  Nanoseconds base_ns_;
   mutable std::mutex mutex_;  ///< guards the rest; held while memory_ is written
   std::vector<std::uint64_t> system_time_;
   std::vector<std::uint32_t> versions_;

@@ -12,6 +12,7 @@
 #include "devices/clock.hpp"
 #include "devices/device.hpp"
 #include "devices/pic8259.hpp"
+#include "devices/state_result.hpp"
 #include "engines/engine.hpp"
 
 namespace strata::devices {
@@ -66,6 +67,11 @@ class VectorSet {
   [[nodiscard]] std::uint32_t word(std::size_t i) const noexcept { return words_[i % 8]; }
   /// The highest vector in the set; -1: empty.
   [[nodiscard]] int highest() const noexcept;
+  /// See devices/device_state.hpp.
+  template <class Archive>
+  void fields(Archive& a) {
+    a("words", words_);
+  }
 
  private:
   std::array<std::uint32_t, 8> words_{};
@@ -156,8 +162,14 @@ class LocalApic final : public engine::InterruptSource {
   [[nodiscard]] IrqLine& lint1() noexcept { return lint1_; }
   [[nodiscard]] std::uint32_t id() const noexcept { return config_.id; }
   [[nodiscard]] ApicStats stats() const noexcept;
+  /// The device's state for a saved VM, and back. No vCPU runs meanwhile. load() checks what it is
+  /// given; after an error the device must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
 
  private:
+  template <class Archive>
+  void fields(Archive& a);
   enum class Mode : std::uint8_t { disabled, xapic, x2apic };
   enum Lvt : std::uint8_t { timer, thermal, performance, lint_0, lint_1, error, lvt_count };
   class LintLine final : public IrqLine {
@@ -203,6 +215,9 @@ class LocalApic final : public engine::InterruptSource {
   [[nodiscard]] std::optional<std::uint64_t> read_x2apic(std::uint32_t msr);
   [[nodiscard]] bool write_x2apic(std::uint32_t msr, std::uint64_t value);
   [[nodiscard]] bool write_base(std::uint64_t value);
+  [[nodiscard]] std::uint64_t base_writable() const noexcept;
+  /// IA32_APIC_BASE may hold `value` in `mode`.
+  [[nodiscard]] bool base_fits(std::uint64_t value, Mode mode) const noexcept;
   void send_icr(std::uint64_t icr, bool wide);
   [[nodiscard]] std::uint32_t lvt_bits(Lvt which) const noexcept;
   [[nodiscard]] std::optional<std::uint64_t> x2apic_writable(std::uint32_t offset) const noexcept;

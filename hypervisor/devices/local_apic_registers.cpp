@@ -302,11 +302,22 @@ bool LocalApic::write_x2apic(std::uint32_t msr, std::uint64_t value) {
 
 /// Mode changes (SDM 3A 11.12.5): x2APIC is entered from xAPIC and left through disabled only;
 /// EXTD without EN is no mode. Disabling forgets the APIC's state (SDM 3A 11.4.3).
-bool LocalApic::write_base(std::uint64_t value) {
+std::uint64_t LocalApic::base_writable() const noexcept {
   const std::uint64_t address_bits = (1ULL << config_.physical_bits) - 1;
-  std::uint64_t writable = (address_bits & ~kPageMask) | kBaseBootstrap | kBaseEnable;
-  if (config_.x2apic) writable |= kBaseExtended;
-  if ((value & ~writable) != 0) return false;
+  const std::uint64_t bits = (address_bits & ~kPageMask) | kBaseBootstrap | kBaseEnable;
+  return config_.x2apic ? bits | kBaseExtended : bits;
+}
+
+bool LocalApic::base_fits(std::uint64_t value, Mode mode) const noexcept {
+  const std::uint64_t bits = mode == Mode::disabled ? 0
+                             : mode == Mode::xapic  ? kBaseEnable
+                                                    : kBaseEnable | kBaseExtended;
+  return (value & ~base_writable()) == 0 && (value & (kBaseEnable | kBaseExtended)) == bits &&
+         ((value & kBaseBootstrap) != 0) == config_.bootstrap;
+}
+
+bool LocalApic::write_base(std::uint64_t value) {
+  if ((value & ~base_writable()) != 0) return false;
   const bool enable = (value & kBaseEnable) != 0;
   const bool extended = (value & kBaseExtended) != 0;
   if (extended && !enable) return false;

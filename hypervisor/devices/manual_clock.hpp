@@ -25,6 +25,7 @@ class ManualClock final : public Clock, public Timers {
   void arm(Id id, Nanoseconds deadline) override { queue_.arm(id, deadline); }
   void cancel(Id id) override { queue_.cancel(id); }
   void remove(Id id) override { queue_.remove(id); }
+  [[nodiscard]] std::vector<Nanoseconds> deadlines() const override { return queue_.deadlines(); }
 
   /// Moves time by `step` ns; each timer on the way fires at exactly its deadline.
   void advance(Nanoseconds step);

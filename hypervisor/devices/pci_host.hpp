@@ -8,6 +8,7 @@
 #include "devices/bus.hpp"
 #include "devices/device.hpp"
 #include "devices/machine_control.hpp"
+#include "devices/state_result.hpp"
 
 namespace strata::devices {
 
@@ -41,7 +42,14 @@ class PciHost final : public Device {
   std::uint64_t read(std::uint64_t offset, unsigned size) override;
   void write(std::uint64_t offset, unsigned size, std::uint64_t value) override;
 
+  /// The device's state for a saved VM, and back. No vCPU runs meanwhile. load() checks what it is
+  /// given; after an error the device must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
+
  private:
+  template <class Archive>
+  void fields(Archive& a);
   struct Selection {
     PciFunction* function = nullptr;
     unsigned offset = 0;

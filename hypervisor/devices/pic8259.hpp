@@ -8,6 +8,7 @@
 #include "devices/bus.hpp"
 #include "devices/byte_window.hpp"
 #include "devices/device.hpp"
+#include "devices/state_result.hpp"
 
 namespace strata::devices {
 
@@ -37,6 +38,9 @@ class Pic8259Chip {
   std::uint8_t read(unsigned port) noexcept;
   void write(unsigned port, std::uint8_t value) noexcept;
   [[nodiscard]] std::uint8_t level_mask() const noexcept { return level_triggered_; }
+  /// See devices/device_state.hpp.
+  template <class Archive>
+  void fields(Archive& a);
   void set_level_mask(std::uint8_t mask) noexcept;
 
  private:
@@ -70,8 +74,14 @@ class Pic8259 final : public ExtIntSource {
   /// Input `irq`, 0..15; 2 is the cascade and ignored, as are others.
   void set_irq(unsigned irq, bool level);
   std::uint8_t acknowledge_ext_int() override;
+  /// The device's state for a saved VM, and back. No vCPU runs meanwhile. load() checks what it is
+  /// given; after an error the device must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
 
  private:
+  template <class Archive>
+  void fields(Archive& a);
   void update();
   std::uint8_t read(unsigned chip, unsigned port);
   void write(unsigned chip, unsigned port, std::uint8_t value);

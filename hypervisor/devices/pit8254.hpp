@@ -10,6 +10,7 @@
 #include "devices/byte_window.hpp"
 #include "devices/clock.hpp"
 #include "devices/device.hpp"
+#include "devices/state_result.hpp"
 
 namespace strata::devices {
 
@@ -37,6 +38,9 @@ class PitCounter {
   [[nodiscard]] Tick next_rising_edge(Tick now) noexcept;
   /// Ticks between rising edges; 0: not periodic.
   [[nodiscard]] Tick period() const noexcept;
+  /// See devices/device_state.hpp.
+  template <class Archive>
+  void fields(Archive& a);
 
  private:
   void commit(std::uint16_t value, Tick now) noexcept;
@@ -68,8 +72,14 @@ class Pit8254 {
  public:
   Pit8254(Clock& clock, Timers& timers, IrqLine& irq0);
   Expected<void, BusError> attach(Bus& ports);
+  /// The device's state for a saved VM, and back. No vCPU runs meanwhile. load() checks what it is
+  /// given; after an error the device must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
 
  private:
+  template <class Archive>
+  void fields(Archive& a);
   [[nodiscard]] PitCounter::Tick tick() noexcept;
   std::uint8_t read(std::uint64_t port);
   void write(std::uint64_t port, std::uint8_t value);

@@ -9,6 +9,7 @@
 #include "devices/byte_window.hpp"
 #include "devices/clock.hpp"
 #include "devices/device.hpp"
+#include "devices/state_result.hpp"
 
 namespace strata::devices {
 
@@ -22,11 +23,19 @@ class RtcCmos {
   void set_ram(std::uint8_t index, std::uint8_t value);
   /// Bit 7 of port 70h: the guest masks NMIs of the chipset.
   [[nodiscard]] bool nmi_masked() const;
+  /// The device's state for a saved VM, and back. No vCPU runs meanwhile. load() checks what it is
+  /// given; after an error the device must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
 
  private:
   struct Calendar {
     unsigned second = 0, minute = 0, hour = 0, weekday = 1, day = 1, month = 1, year = 1970;
+    template <class Archive>
+    void fields(Archive& a);
   };
+  template <class Archive>
+  void fields(Archive& a);
   std::uint8_t read_data();
   void write_index(std::uint8_t value);
   void write_data(std::uint8_t value);

@@ -11,6 +11,7 @@
 
 #include "devices/bus.hpp"
 #include "devices/device.hpp"
+#include "devices/state_result.hpp"
 
 namespace strata::devices {
 
@@ -50,7 +51,14 @@ class Serial8250 final : public Device {
   std::uint64_t read(std::uint64_t offset, unsigned size) override;
   void write(std::uint64_t offset, unsigned size, std::uint64_t value) override;
 
+  /// The device's state for a saved VM, and back. No vCPU runs meanwhile. load() checks what it is
+  /// given; after an error the device must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
+
  private:
+  template <class Archive>
+  void fields(Archive& a);
   std::uint8_t read_register(unsigned offset);
   void write_register(unsigned offset, std::uint8_t value);
   std::uint8_t read_rbr();

@@ -9,6 +9,7 @@
 #include "devices/byte_window.hpp"
 #include "devices/device.hpp"
 #include "devices/machine_control.hpp"
+#include "devices/state_result.hpp"
 
 namespace strata::devices {
 
@@ -29,6 +30,10 @@ class SystemPorts {
   Expected<void, BusError> attach(Bus& ports);
   /// The last byte written to port 80h.
   [[nodiscard]] std::uint8_t post_code() const noexcept { return post_.load(); }
+  /// The device's state for a saved VM, and back. No vCPU runs meanwhile. load() checks what it is
+  /// given; after an error the device must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
 
  private:
   class DebugExit final : public Device {

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <utility>
+#include <vector>
 
 #include "devices/local_apic.hpp"
 #include "devices/manual_clock.hpp"
@@ -211,6 +212,7 @@ class HandTimers final : public Timers {
   void arm(Id, Nanoseconds when) override { deadline = when; }
   void cancel(Id) override { deadline = kNever; }
   void remove(Id) override {}
+  [[nodiscard]] std::vector<Nanoseconds> deadlines() const override { return {deadline}; }
   void fire() { callback_(); }
   Nanoseconds deadline = kNever;
 
