@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
   int exit_code = 0;
   try {
     strata::cli::add_run_command(app, exit_code);
+    strata::cli::add_replay_command(app, exit_code);
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : strata::cli::kUsageError;

@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "cli/commands.hpp"
+#include "cli/save_signal.hpp"
 #include "vmm/capabilities.hpp"
 #include "vmm/console.hpp"
 #include "vmm/vm.hpp"
@@ -20,6 +21,8 @@ namespace {
 struct RunOptions {
   std::string config;
   std::optional<std::string> kernel, initrd, append, memory, engine, mmu, cpu_model, serial, stats;
+  std::optional<std::string> clock, record, load, save;
+  std::optional<std::uint64_t> save_at;
   std::optional<unsigned> cpus;
   std::optional<double> timeout;
   std::optional<std::uint16_t> debug_exit_port;
@@ -44,6 +47,11 @@ Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
   if (o.cpu_model) config.cpu_model = *o.cpu_model;
   if (o.serial) config.serial = *o.serial;
   if (o.stats) config.stats = *o.stats;
+  if (o.clock) config.clock = *o.clock;
+  if (o.record) config.record = *o.record;
+  if (o.load) config.load = *o.load;
+  if (o.save) config.save = *o.save;
+  if (o.save_at) config.save_at = *o.save_at;
   if (o.cpus) config.cpus = *o.cpus;
   if (o.timeout) config.timeout_seconds = *o.timeout;
   if (o.test_devices) config.test_devices = true;
@@ -61,9 +69,16 @@ int usage_error(const std::string& message) {
   return kUsageError;
 }
 
-bool write_stats(const vmm::Vm& vm, const std::string& path) {
+bool write_stats(vmm::Vm& vm, const vmm::VmConfig& config) {
+  const std::string& path = config.stats;
+  nlohmann::json stats = vm.stats();
+  if (config.clock != "host" || !config.record.empty() || !config.load.empty()) {
+    // What two exact runs have in common.
+    const auto sum = vm.memory_checksum();
+    stats["memory_checksum"] = sum ? fmt::format("{:016x}", *sum) : "none";
+  }
   std::ofstream file{path};
-  file << vm.stats().dump(2) << '\n';
+  file << stats.dump(2) << '\n';
   file.close();
   if (file) return true;
   std::cerr << "strata run: --stats: cannot write " << path << '\n';
@@ -81,10 +96,13 @@ int run(const RunOptions& options) {
       return usage_error("--stats: cannot write " + config->stats);
     }
   }
+  SaveSignal signal;  // before the VM's threads, which inherit what it blocks
   auto vm = vmm::Vm::create(*config, **console);
   if (!vm) return usage_error(vm.error().message);
   (*console)->start_input((*vm)->serial(), [&] { (*vm)->stop(vmm::Ending::quit); });
+  if (!config->save.empty()) signal.start([&] { (*vm)->request_save(); });
   const vmm::Outcome outcome = (*vm)->run();
+  signal.stop();
   (*console)->stop_input();
   if (outcome.ending != vmm::Ending::power_off) {
     std::cerr << fmt::format("strata run: the VM ended by {}{}{}\n", name_of(outcome.ending),
@@ -94,7 +112,7 @@ int run(const RunOptions& options) {
       outcome.ending == vmm::Ending::internal_error) {
     std::cerr << (*vm)->vcpu_state();
   }
-  const bool written = config->stats.empty() || write_stats(**vm, config->stats);
+  const bool written = config->stats.empty() || write_stats(**vm, *config);
   return written ? vmm::exit_code(outcome) : 1;
 }
 
@@ -107,7 +125,8 @@ Examples:
 In the console, Ctrl-A x quits and Ctrl-A h lists the other escapes.
 
 Exit codes:
-  0 guest powered off     4 triple fault        7 host out of memory
+  0 guest powered off,    4 triple fault        7 host out of memory
+    or was saved
   1 error inside strata   5 --timeout reached   64-127 debug-exit port: 64 + (value & 63)
   2 wrong option or file  6 quit from console
   3 guest reset)";
@@ -138,6 +157,15 @@ void add_run_command(CLI::App& app, int& exit_code) {
                       "A write to this port ends the VM (0xf4 for test kernels) [none]");
   command->add_flag("--test-devices", options->test_devices,
                     "fw_cfg, pc-testdev and debug exit at 0xf4, as kvm-unit-tests expect them");
+  command->add_option("--clock", options->clock,
+                      "Guest time: host, or instructions[:MHZ], which makes a run without input "
+                      "repeat exactly [host]");
+  command->add_option("--record", options->record,
+                      "Log all that reaches the vCPUs to this file, for strata replay");
+  command->add_option("--save", options->save,
+                      "Save the VM to this file and end: at --save-at, or on SIGUSR1");
+  command->add_option("--save-at", options->save_at, "Instruction count at which to save");
+  command->add_option("--load", options->load, "Go on with a saved VM instead of a kernel");
   command->footer(std::string{kFooter});
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }

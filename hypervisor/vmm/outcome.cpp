@@ -20,6 +20,8 @@ std::string_view name_of(Ending ending) noexcept {
       return "out-of-memory";
     case Ending::internal_error:
       return "internal-error";
+    case Ending::saved:
+      return "save";
   }
   return "unknown";
 }
@@ -27,6 +29,7 @@ std::string_view name_of(Ending ending) noexcept {
 int exit_code(const Outcome& outcome) noexcept {
   switch (outcome.ending) {
     case Ending::power_off:
+    case Ending::saved:
       return 0;
     case Ending::internal_error:
       return 1;

@@ -16,7 +16,8 @@ enum class Ending : std::uint8_t {
   timeout,
   quit,
   out_of_memory,
-  internal_error
+  internal_error,
+  saved  ///< to be loaded elsewhere
 };
 [[nodiscard]] std::string_view name_of(Ending ending) noexcept;
 

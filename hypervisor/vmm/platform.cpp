@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "boot/machine_layout.hpp"
+#include "devices/device_state.hpp"
 
 namespace strata::vmm {
 
@@ -17,10 +18,10 @@ void must(const Expected<void, devices::BusError>& done) {
 
 }  // namespace
 
-Platform::Platform(const Config& config, devices::GuestClock& clock, const cpu::CpuModel& model,
-                   devices::CharSink& sink, devices::MachineControl& control,
-                   devices::MemoryWriter& memory)
-    : timers_{clock},
+Platform::Platform(const Config& config, devices::Clock& clock, devices::Timers& timers,
+                   const cpu::CpuModel& model, devices::CharSink& sink,
+                   devices::MachineControl& control, devices::MemoryWriter& memory)
+    : timers_{timers},
       apics_{make_apics(config.vcpus, model, apic_bus_, clock, timers_)},
       pic_{apics_[0]->lint0()},
       ioapic_{apic_bus_, layout::kIoApicId},
@@ -36,7 +37,8 @@ Platform::Platform(const Config& config, devices::GuestClock& clock, const cpu::
       serial_{sink, irqs_.isa(layout::kCom1Irq)},
       pci_{control},
       system_ports_{{.debug_exit_port = config.debug_exit_port}, control},
-      kvmclock_{clock, memory, config.vcpus} {
+      kvmclock_{clock, memory, config.vcpus},
+      own_timers_{timers_.deadlines().size()} {
   // The PIC's INTR goes to the bootstrap processor's LINT0 alone: firmware leaves the others' LINT0
   // masked, and one interrupt must not be acknowledged twice.
   apics_[0]->connect_pic(pic_);
@@ -78,6 +80,56 @@ void Platform::attach_all() {
   if (!pci_.add(0, host_bridge_)) std::abort();
   must(system_ports_.attach(ports_));
   must(ioapic_.attach(mmio_, layout::kIoApicBase));
+}
+
+nlohmann::json Platform::save() {
+  nlohmann::json state = nlohmann::json::object();
+  state["apics"] = nlohmann::json::array();
+  for (const auto& apic : apics_) state["apics"].push_back(apic->save());
+  state["pic"] = pic_.save();
+  state["ioapic"] = ioapic_.save();
+  state["pit"] = pit_.save();
+  state["rtc"] = rtc_.save();
+  state["acpi"] = acpi_.save();
+  state["serial"] = serial_.save();
+  state["pci"] = pci_.save();
+  state["ports"] = system_ports_.save();
+  state["kvmclock"] = kvmclock_.save();
+  auto deadlines = timers_.deadlines();
+  deadlines.resize(own_timers_);  // others are not the machine's
+  state["timers"] = deadlines;
+  return state;
+}
+
+devices::StateResult Platform::load(const nlohmann::json& state) {
+  const auto wrong = [](const char* what) {
+    return devices::StateResult{Unexpected{devices::StateError{what}}};
+  };
+  for (const char* part : {"apics", "pic", "ioapic", "pit", "rtc", "acpi", "serial", "pci", "ports",
+                           "kvmclock", "timers"}) {
+    if (!state.is_object() || !state.contains(part)) return wrong("a device's state is missing");
+  }
+  const nlohmann::json& apics = state["apics"];
+  if (!apics.is_array() || apics.size() != apics_.size()) return wrong("not one APIC per vCPU");
+  std::vector<devices::Nanoseconds> deadlines(own_timers_, 0);
+  devices::StateReader reader{state, "devices"};
+  reader("timers", deadlines);
+  devices::StateResult done = reader.result();
+  for (std::size_t i = 0; done && i < apics_.size(); ++i) done = apics_[i]->load(apics[i]);
+  if (done) done = pic_.load(state["pic"]);
+  if (done) done = ioapic_.load(state["ioapic"]);
+  if (done) done = pit_.load(state["pit"]);
+  if (done) done = rtc_.load(state["rtc"]);
+  if (done) done = acpi_.load(state["acpi"]);
+  if (done) done = serial_.load(state["serial"]);
+  if (done) done = pci_.load(state["pci"]);
+  if (done) done = system_ports_.load(state["ports"]);
+  if (done) done = kvmclock_.load(state["kvmclock"]);
+  if (!done) return done;
+  for (std::size_t id = 0; id < deadlines.size(); ++id) {
+    timers_.arm(static_cast<devices::Timers::Id>(id), deadlines[id]);
+  }
+  return {};
 }
 
 std::uint64_t Platform::mmio_read(VcpuId vcpu, PA pa, unsigned size) {

@@ -26,8 +26,8 @@
 
 namespace strata::vmm {
 
-/// Owns the devices of one VM. Construction order is destruction order reversed: timers outlive
-/// the devices that use them, the APIC bus outlives the APICs.
+/// Owns the devices of one VM. Construction order is destruction order reversed: the APIC bus
+/// outlives the APICs.
 class Platform {
  public:
   struct Config {
@@ -39,9 +39,14 @@ class Platform {
   };
   /// `sink` gets the serial port's output; `control` hears power-off and reset; `memory` is where
   /// kvmclock writes. All must outlive the platform.
-  Platform(const Config& config, devices::GuestClock& clock, const cpu::CpuModel& model,
-           devices::CharSink& sink, devices::MachineControl& control,
+  Platform(const Config& config, devices::Clock& clock, devices::Timers& timers,
+           const cpu::CpuModel& model, devices::CharSink& sink, devices::MachineControl& control,
            devices::MemoryWriter& memory);
+
+  /// All devices' state, timers included; no vCPU runs meanwhile. load() checks what it is given;
+  /// after an error the platform must not be used.
+  [[nodiscard]] nlohmann::json save();
+  [[nodiscard]] devices::StateResult load(const nlohmann::json& state);
 
   [[nodiscard]] devices::Timers& timers() noexcept { return timers_; }
   [[nodiscard]] devices::Serial8250& serial() noexcept { return serial_; }
@@ -73,7 +78,7 @@ class Platform {
   void attach_all();
   void attach_test_devices(const Config& config);
 
-  devices::TimerService timers_;
+  devices::Timers& timers_;
   devices::Bus ports_{16};
   devices::Bus mmio_{64};
   devices::ApicBus apic_bus_;
@@ -89,7 +94,8 @@ class Platform {
   devices::PciHostBridge host_bridge_;
   devices::SystemPorts system_ports_;
   devices::KvmClock kvmclock_;
-  std::unique_ptr<devices::FwCfg> fw_cfg_;            ///< Config::test_devices
+  const std::size_t own_timers_;            ///< how many timers the devices above have made
+  std::unique_ptr<devices::FwCfg> fw_cfg_;  ///< Config::test_devices
   std::unique_ptr<devices::TestDevice> test_device_;  ///< Config::test_devices
 };
 

@@ -172,6 +172,7 @@ json Vm::stats() const {
   out["outcome"] = outcome_ ? name_of(outcome_->ending) : "running";
   out["seconds"] = {{"total", static_cast<double>(ran_ns_) / 1e9}, {"halted", vcpus.halted}};
   out["cpus"] = config_.cpus;
+  out["clock"] = config_.clock;
   out["exits"] = vcpus.exits;
   out["vcpu"] = vcpus.vcpu;
   out["vcpus"] = vcpus.each;

@@ -4,20 +4,21 @@
 #include <utility>
 
 #include "cpu/cpu_model.hpp"
-#include "vmm/hypercalls.hpp"
+#include "vmm/replay/recorder.hpp"
 
 namespace strata::vmm {
 
 VcpuThread::VcpuThread(VcpuId id, std::unique_ptr<engine::Vcpu> vcpu, Platform& platform,
-                       devices::Clock& clock, const cpu::CpuModel& model, EndingListener& listener)
+                       ExitHandler& exits, devices::Clock& clock, const cpu::CpuModel& model,
+                       EndingListener& listener)
     : id_{id},
       vcpu_{std::move(vcpu)},
-      platform_{platform},
+      exits_{exits},
       clock_{clock},
       model_{model},
       listener_{listener} {
   if (id_ != 0) reset_by_init();
-  platform_.apic(id_).set_callbacks(
+  platform.apic(id_).set_callbacks(
       {.wake = [this] { wake(); },
        .init = [this] { post_init(); },
        .startup = [this](std::uint8_t vector) { post_startup(vector); }});
@@ -44,6 +45,7 @@ void VcpuThread::request_stop() noexcept {
     requests_.stop = true;
   }
   changed_.notify_all();
+  if (poke_) poke_();
   vcpu_->kick();
 }
 
@@ -53,6 +55,7 @@ void VcpuThread::wake() {
     requests_.woken = true;
   }
   changed_.notify_all();
+  if (poke_) poke_();
   vcpu_->interrupt();
 }
 
@@ -63,6 +66,7 @@ void VcpuThread::post_init() {
     requests_.startup.reset();  // of the time before
   }
   changed_.notify_all();
+  if (poke_) poke_();
   vcpu_->kick();
 }
 
@@ -72,6 +76,7 @@ void VcpuThread::post_startup(std::uint8_t vector) {
     requests_.startup = vector;
   }
   changed_.notify_all();
+  if (poke_) poke_();
   vcpu_->kick();
 }
 
@@ -110,9 +115,11 @@ bool VcpuThread::take_requests() {
       listener_.ended({Ending::reset, 0, {}});
       return false;
     }
+    if (recorder_ != nullptr) recorder_->init();
     reset_by_init();
   }
   if (asked.startup && waits_for_startup_) {
+    if (recorder_ != nullptr) recorder_->startup(*asked.startup);
     ++stats_.startups;
     cpu::VcpuState state = vcpu_->state();
     cpu::start_up(state, *asked.startup);
@@ -120,6 +127,30 @@ bool VcpuThread::take_requests() {
     waits_for_startup_ = false;
   }
   return true;
+}
+
+bool VcpuThread::wants_turn() {
+  const std::lock_guard guard{lock_};
+  return !asleep_ || requests_.any();
+}
+
+VcpuThread::Turn VcpuThread::take_turn() {
+  if (!take_requests()) return Turn::stopped;
+  {
+    const std::lock_guard guard{lock_};
+    requests_.woken = false;
+  }
+  asleep_ = waits_for_startup_;
+  if (asleep_) return Turn::asleep;
+  const engine::Exit exit = vcpu_->run();
+  ++stats_.exits[static_cast<std::size_t>(exit.kind)];
+  if (exit.kind == engine::ExitKind::halt) {
+    asleep_ = true;
+    return Turn::asleep;
+  }
+  if (exit.kind == engine::ExitKind::interrupted) return Turn::boundary;
+  answer(exit);
+  return Turn::exited;
 }
 
 void VcpuThread::reset_by_init() {
@@ -148,29 +179,29 @@ void VcpuThread::answer(const engine::Exit& exit) {
       sleep();
       break;
     case ExitKind::port_read:
-      vcpu_->complete(platform_.port_read(exit.port, exit.size));
+      vcpu_->complete(exits_.port_read(id_, exit.port, exit.size));
       break;
     case ExitKind::port_write:
-      platform_.port_write(exit.port, exit.size, exit.data);
+      exits_.port_write(id_, exit.port, exit.size, exit.data);
       break;
     case ExitKind::mmio_read:
-      vcpu_->complete(platform_.mmio_read(id_, exit.pa, exit.size));
+      vcpu_->complete(exits_.mmio_read(id_, exit.pa, exit.size));
       break;
     case ExitKind::mmio_write:
-      platform_.mmio_write(id_, exit.pa, exit.size, exit.data);
+      exits_.mmio_write(id_, exit.pa, exit.size, exit.data);
       break;
     case ExitKind::msr_read:
-      if (const auto value = platform_.msr_read(id_, exit.msr)) {
+      if (const auto value = exits_.msr_read(id_, exit.msr)) {
         vcpu_->complete(*value);
       } else {
         vcpu_->fail();
       }
       break;
     case ExitKind::msr_write:
-      if (!platform_.msr_write(id_, exit.msr, exit.data)) vcpu_->fail();
+      if (!exits_.msr_write(id_, exit.msr, exit.data)) vcpu_->fail();
       break;
     case ExitKind::hypercall:
-      vcpu_->complete(answer_hypercall(vcpu_->state(), platform_.apic_bus()));
+      vcpu_->complete(exits_.hypercall(id_, vcpu_->state()));
       break;
     case ExitKind::paused:
       // Nothing swaps pages out in this build, so nothing can bring one back.

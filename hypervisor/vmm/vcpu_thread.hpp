@@ -5,15 +5,22 @@
 #include <array>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <thread>
+#include <utility>
 
 #include "devices/clock.hpp"
 #include "engines/engine.hpp"
+#include "vmm/exit_handler.hpp"
 #include "vmm/outcome.hpp"
 #include "vmm/platform.hpp"
+
+namespace strata::replay {
+class Recorder;
+}
 
 namespace strata::vmm {
 
@@ -42,11 +49,33 @@ class VcpuThread {
   /// Hooks itself up with APIC `id` of the platform, which must be destroyed before this object:
   /// its timers wake vCPUs. vCPU 0 is the bootstrap processor; the others wait for SIPI. Not
   /// running until start().
-  VcpuThread(VcpuId id, std::unique_ptr<engine::Vcpu> vcpu, Platform& platform,
+  VcpuThread(VcpuId id, std::unique_ptr<engine::Vcpu> vcpu, Platform& platform, ExitHandler& exits,
              devices::Clock& clock, const cpu::CpuModel& model, EndingListener& listener);
   ~VcpuThread();
   VcpuThread(const VcpuThread&) = delete;
   VcpuThread& operator=(const VcpuThread&) = delete;
+
+  // Instead of start(): turns on the caller's thread, one vCPU at a time, so that a run is exact.
+  enum class Turn : std::uint8_t {
+    exited,    ///< an exit was answered; the instruction has still to finish
+    boundary,  ///< between two instructions, at Vcpu::stop_at() or after a kick
+    asleep,    ///< in HLT, or waits for SIPI, with nothing to wake it
+    stopped    ///< the VM has ended
+  };
+  /// One run of the engine, and its exit answered; never sleeps.
+  Turn take_turn();
+  /// take_turn() would find something to do. Any thread.
+  [[nodiscard]] bool wants_turn();
+  /// `poke` is called after each request from outside: wants_turn() may be true now. Any thread
+  /// calls it, with locks of devices held. Before the first turn.
+  void on_request(std::function<void()> poke) { poke_ = std::move(poke); }
+  /// INIT and SIPI are logged there. Before the first turn.
+  void record(replay::Recorder& recorder) noexcept { recorder_ = &recorder; }
+  /// Obeys INIT and SIPI that came in, so that nothing waits outside the vCPU's state.
+  void obey() { (void)take_requests(); }
+  /// See VcpuState for the rest. Not while it runs.
+  [[nodiscard]] bool waits_for_startup() const noexcept { return waits_for_startup_; }
+  void set_waits_for_startup(bool waits) noexcept { waits_for_startup_ = waits; }
 
   /// Starts the thread. Once. Throws std::system_error if the host has no thread left.
   void start();
@@ -84,12 +113,15 @@ class VcpuThread {
 
   const VcpuId id_;
   const std::unique_ptr<engine::Vcpu> vcpu_;
-  Platform& platform_;
+  ExitHandler& exits_;
   devices::Clock& clock_;
   const cpu::CpuModel& model_;
   EndingListener& listener_;
   VcpuThreadStats stats_;           ///< the thread's own while it runs
   bool waits_for_startup_ = false;  ///< the thread's own
+  bool asleep_ = false;             ///< the last take_turn() ended so
+  std::function<void()> poke_;
+  replay::Recorder* recorder_ = nullptr;
 
   std::mutex lock_;  ///< guards requests_; nothing is called under it
   std::condition_variable changed_;

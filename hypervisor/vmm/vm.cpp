@@ -8,6 +8,7 @@
 #include "boot/machine_layout.hpp"
 #include "engines/interp/core.hpp"
 #include "vmm/state_dump.hpp"
+#include "vmm/vm_parts.hpp"
 
 namespace strata::vmm {
 
@@ -16,7 +17,7 @@ namespace {
 Unexpected<ConfigError> bad(std::string message) { return {ConfigError{std::move(message)}}; }
 
 Expected<cpu::CpuModel, ConfigError> load_model(const VmConfig& config,
-                                                const devices::GuestClock& clock) {
+                                                const devices::Clock& clock) {
   cpu::ModelOptions options;
   options.tsc_khz = static_cast<std::uint32_t>(clock.tsc_khz());
   auto model = cpu::CpuModel::by_name(config.cpu_model, options);
@@ -65,12 +66,22 @@ class Vm::Listener final : public machine::WriteListener {
   const std::vector<std::unique_ptr<VcpuThread>>& vcpus_;
 };
 
-Vm::Vm(const VmConfig& config, boot::MemoryMap map, std::unique_ptr<devices::GuestClock> clock,
+Vm::Clocks::Clocks(std::uint64_t mhz) {
+  if (mhz != 0) {
+    instructions = std::make_unique<devices::InstructionClock>(mhz);
+  } else {
+    host = std::make_unique<devices::GuestClock>();
+    service = std::make_unique<devices::TimerService>(*host);
+  }
+}
+
+Vm::Vm(const VmConfig& config, boot::MemoryMap map, std::unique_ptr<Clocks> clocks,
        cpu::CpuModel model)
     : config_{config},
       map_{std::move(map)},
       mmu_name_{resolve_mmu(config.engine, config.mmu)},
-      clock_{std::move(clock)},
+      clocks_{std::move(clocks)},
+      clock_{clocks_->clock()},
       model_{std::move(model)} {}
 
 Vm::~Vm() {
@@ -85,16 +96,22 @@ Vm::~Vm() {
 Expected<std::unique_ptr<Vm>, ConfigError> Vm::create(const VmConfig& config,
                                                       devices::CharSink& sink) {
   if (const auto valid = validate(config); !valid) return Unexpected{valid.error()};
+  if (!config.load.empty()) return create_loaded(config, sink);
   auto map = boot::MemoryMap::make(config.memory_bytes);
   if (!map) return bad(fmt::format("--memory: {}", map.error().message));
-  auto clock = std::make_unique<devices::GuestClock>();
-  auto model = load_model(config, *clock);
+  auto clocks = std::make_unique<Clocks>(*parse_clock(config.clock));
+  auto model = load_model(config, clocks->clock());
   if (!model) return Unexpected{model.error()};
-  std::unique_ptr<Vm> vm{new Vm{config, std::move(*map), std::move(clock), std::move(*model)}};
-  if (const auto done = vm->build_memory(); !done) return Unexpected{done.error()};
-  if (const auto done = vm->build_engine(sink); !done) return Unexpected{done.error()};
+  std::unique_ptr<Vm> vm{new Vm{config, std::move(*map), std::move(clocks), std::move(*model)}};
+  if (const auto done = vm->build(sink); !done) return Unexpected{done.error()};
   if (const auto done = vm->load_guest(); !done) return Unexpected{done.error()};
   return vm;
+}
+
+Expected<void, ConfigError> Vm::build(devices::CharSink& sink) {
+  if (!exact_) exact_ = std::make_unique<Exactness>();
+  if (auto done = build_memory(); !done) return done;
+  return build_engine(sink);
 }
 
 Expected<void, ConfigError> Vm::build_memory() {
@@ -137,14 +154,28 @@ Platform::Config Vm::platform_config() {
 Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   mmu_ = make_mmu(mmu_name_, *p2m_, *frames_, domain_, config_.cpus, config_.memory_bytes);
   if (!mmu_.mmu) return bad("the host has no memory for the backend's root table");
-  platform_ = std::make_unique<Platform>(platform_config(), *clock_, model_, sink,
-                                         static_cast<devices::MachineControl&>(*this),
-                                         static_cast<devices::MemoryWriter&>(*this));
+  if (!config_.record.empty()) {
+    if (auto done = start_recording(); !done) return done;
+  }
+  devices::MemoryWriter& own = *this;
+  devices::MemoryWriter& memory = exact_->recorder ? *exact_->recorder : own;
+  platform_ = std::make_unique<Platform>(platform_config(), clock_, clocks_->timers(), model_, sink,
+                                         static_cast<devices::MachineControl&>(*this), memory);
+  exits_ = std::make_unique<PlatformExits>(*platform_);
+  if (exact_->recorder) exact_->recorder->connect(*exits_, own);
+  ExitHandler& exits = exact_->recorder ? static_cast<ExitHandler&>(*exact_->recorder) : *exits_;
   group_ = std::make_unique<interp::VcpuGroup>(map_.end().value() >> kPageShift);
   EndingListener& listener = *this;
   for (VcpuId id = 0; id < config_.cpus; ++id) {
-    vcpus_.push_back(
-        std::make_unique<VcpuThread>(id, make_vcpu(id), *platform_, *clock_, model_, listener));
+    vcpus_.push_back(std::make_unique<VcpuThread>(id, make_vcpu(id), *platform_, exits, clock_,
+                                                  model_, listener));
+    engine::Vcpu& vcpu = vcpus_.back()->vcpu();
+    if (exact_->recorder) {
+      exact_->recorder->connect(id, vcpu);
+      vcpus_.back()->record(*exact_->recorder);
+    }
+    if (exact_->player) exact_->player->connect(id, vcpu);
+    vcpus_.back()->on_request([this] { poke(); });
   }
   listener_ = std::make_unique<Listener>(*mmu_.mmu, vcpus_);
   guest_memory_->add_listener(*listener_);
@@ -158,7 +189,18 @@ std::unique_ptr<engine::Vcpu> Vm::make_vcpu(VcpuId id) {
   environment.window = memory_->window();
   environment.flush_domain = &domain_;
   environment.interrupts = &platform_->apic(id);
-  environment.tsc = clock_.get();
+  environment.tsc = &clock_;
+  environment.random = clocks_->instructions ? &exact_->seeded : nullptr;
+  if (exact_->recorder) {
+    environment.interrupts = &exact_->recorder->interrupts(id, platform_->apic(id));
+    environment.tsc = exact_->recorder.get();
+    environment.random = exact_->recorder.get();
+  }
+  if (exact_->player) {
+    environment.interrupts = &exact_->player->interrupts(id);
+    environment.tsc = exact_->player.get();
+    environment.random = exact_->player.get();
+  }
   environment.model = &model_;
   environment.vcpus = config_.cpus;
   environment.group = group_.get();
@@ -197,18 +239,25 @@ bool Vm::write(PA pa, std::span<const std::byte> bytes) {
 // ---- running ----------------------------------------------------------------------------------
 
 Outcome Vm::run() {
-  const devices::Nanoseconds start = clock_->now();
-  devices::Timer deadline{platform_->timers(), [this] { stop(Ending::timeout); }};
+  const devices::Nanoseconds start = clock_.now();
+  // The user's seconds are the host's, whatever the guest's clock does.
+  std::optional<Clocks> wall;
+  if (clocks_->instructions) wall.emplace(0);
+  Clocks& host = wall ? *wall : *clocks_;
+  devices::Timer deadline{host.timers(), [this] { stop(Ending::timeout); }};
   if (config_.timeout_seconds > 0) {
-    deadline.arm(start + static_cast<devices::Nanoseconds>(config_.timeout_seconds * 1e9));
+    deadline.arm(host.clock().now() +
+                 static_cast<devices::Nanoseconds>(config_.timeout_seconds * 1e9));
   }
-  for (const auto& vcpu : vcpus_) vcpu->start();
-  {
+  if (clocks_->instructions || exact_->recorder || !config_.save.empty()) {
+    run_turns();
+  } else {
+    for (const auto& vcpu : vcpus_) vcpu->start();
     std::unique_lock guard{lock_};
     changed_.wait(guard, [this] { return outcome_.has_value(); });
   }
   for (const auto& vcpu : vcpus_) vcpu->join();
-  ran_ns_ = clock_->now() - start;
+  ran_ns_ = clock_.now() - start;
   const std::lock_guard guard{lock_};
   return *outcome_;
 }

@@ -22,6 +22,8 @@
 #include "vmm/capabilities.hpp"
 #include "vmm/outcome.hpp"
 #include "vmm/platform.hpp"
+#include "vmm/platform_exits.hpp"
+#include "vmm/replay/chunk_file.hpp"
 #include "vmm/vcpu_thread.hpp"
 #include "vmm/vm_config.hpp"
 
@@ -37,6 +39,14 @@ struct Overhead {
   [[nodiscard]] std::uint64_t vmm_resident() const noexcept { return resident - guest_mapped; }
 };
 
+/// What a replay came to.
+struct ReplayResult {
+  bool ended = false;        ///< the recording's end was reached and everything compared equal
+  bool stopped = false;      ///< `until` was reached
+  std::string message;       ///< one line for the user
+  std::uint64_t events = 0;  ///< replayed
+};
+
 class Vm final : private devices::MachineControl,
                  private devices::MemoryWriter,
                  private EndingListener {
@@ -46,6 +56,22 @@ class Vm final : private devices::MachineControl,
   [[nodiscard]] static Expected<std::unique_ptr<Vm>, ConfigError> create(const VmConfig& config,
                                                                          devices::CharSink& sink);
   ~Vm() override;
+
+  /// Builds a VM that runs() a recording: its memory and vCPUs, no living devices. Of `config` only
+  /// engine and MMU count. Errors: as create(), and a file that is no whole recording's start.
+  [[nodiscard]] static Expected<std::unique_ptr<Vm>, ConfigError> create_replay(
+      const VmConfig& config, const std::string& recording, devices::CharSink& sink);
+  /// Replays to the end, or to instruction `until` of the vCPU whose turn it is. Can be called
+  /// again after `until` was reached.
+  ReplayResult replay(std::optional<std::uint64_t> until);
+  /// The vCPU whose turn it is in a replay.
+  [[nodiscard]] const engine::Vcpu& replaying_vcpu() const;
+
+  /// Saves the VM to config's file at the next instruction boundary and goes on. Any thread, and
+  /// signal handlers.
+  void request_save() noexcept;
+  /// XXH3 over the guest's memory; only after run(). Nothing: a page cannot be read.
+  [[nodiscard]] std::optional<std::uint64_t> memory_checksum();
 
   /// Runs until the guest or somebody else ends it. Once.
   Outcome run();
@@ -65,8 +91,11 @@ class Vm final : private devices::MachineControl,
  private:
   class Sink;
   class Listener;
-  Vm(const VmConfig& config, boot::MemoryMap map, std::unique_ptr<devices::GuestClock> clock,
+  struct Clocks;
+  struct Exactness;
+  Vm(const VmConfig& config, boot::MemoryMap map, std::unique_ptr<Clocks> clocks,
      cpu::CpuModel model);
+  Expected<void, ConfigError> build(devices::CharSink& sink);
   Expected<void, ConfigError> build_memory();
   Expected<void, ConfigError> build_engine(devices::CharSink& sink);
   Expected<void, ConfigError> load_guest();
@@ -84,10 +113,32 @@ class Vm final : private devices::MachineControl,
 
   std::unique_ptr<engine::Vcpu> make_vcpu(VcpuId id);
 
+  // vm_exact.cpp: turns on one thread
+  void run_turns();
+  void run_slice(VcpuThread& vcpu);
+  void wait_for_request();
+  void poke();
+  [[nodiscard]] bool has_ended() const;
+  [[nodiscard]] std::uint64_t instructions_retired() const;
+  void settle(VcpuThread& vcpu);
+  Expected<void, ConfigError> start_recording();
+  Expected<void, ConfigError> finish_recording();
+
+  // vm_state.cpp: saved VMs
+  static Expected<std::unique_ptr<Vm>, ConfigError> create_loaded(const VmConfig& config,
+                                                                  devices::CharSink& sink);
+  [[nodiscard]] nlohmann::json machine_json();
+  [[nodiscard]] nlohmann::json end_json();
+  Expected<void, ConfigError> write_state(replay::ChunkWriter& file);
+  Expected<void, ConfigError> take_machine(const nlohmann::json& machine, bool with_devices,
+                                           const std::string& path);
+  void save_now();
+
   const VmConfig config_;
   const boot::MemoryMap map_;
   std::string mmu_name_;
-  std::unique_ptr<devices::GuestClock> clock_;
+  std::unique_ptr<Clocks> clocks_;
+  devices::Clock& clock_;
   cpu::CpuModel model_;
   FlushDomain domain_;
   std::unique_ptr<machine::MachineMemory> memory_;
@@ -97,17 +148,20 @@ class Vm final : private devices::MachineControl,
   std::unique_ptr<machine::GuestMemory> guest_memory_;
   BuiltMmu mmu_;
   std::unique_ptr<interp::VcpuGroup> group_;
-  /// Outlive the platform, whose timers wake them. Constant once built.
-  std::vector<std::unique_ptr<VcpuThread>> vcpus_;
-  std::unique_ptr<Platform> platform_;
-  std::unique_ptr<Listener> listener_;
-  std::string kernel_description_;
-  devices::Nanoseconds ran_ns_ = 0;
-
-  /// Guards outcome_.
+  /// Guards outcome_ and poked_.
   mutable std::mutex lock_;
   std::condition_variable changed_;
   std::optional<Outcome> outcome_;
+  bool poked_ = false;  ///< somebody asked a vCPU for something
+
+  std::unique_ptr<Exactness> exact_;  ///< before the vCPUs, which use what is in it
+  /// Outlive the platform, whose timers wake them. Constant once built.
+  std::vector<std::unique_ptr<VcpuThread>> vcpus_;
+  std::unique_ptr<Platform> platform_;
+  std::unique_ptr<PlatformExits> exits_;
+  std::unique_ptr<Listener> listener_;
+  std::string kernel_description_;
+  devices::Nanoseconds ran_ns_ = 0;
 };
 
 }  // namespace strata::vmm

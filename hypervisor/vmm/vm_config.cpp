@@ -78,6 +78,10 @@ Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
                       : key == "cpu-model" ? &config.cpu_model
                       : key == "serial"    ? &config.serial
                       : key == "stats"     ? &config.stats
+                      : key == "clock"     ? &config.clock
+                      : key == "record"    ? &config.record
+                      : key == "load"      ? &config.load
+                      : key == "save"      ? &config.save
                                            : nullptr;
   if (text == nullptr) {
     return bad(fmt::format("{}: unknown key '{}'; the keys are the long options of strata run",
@@ -133,8 +137,49 @@ Expected<void, ConfigError> apply_json(std::string_view text, std::string_view s
   return {};
 }
 
+Expected<std::uint64_t, ConfigError> parse_clock(std::string_view text) {
+  constexpr std::string_view kInstructions = "instructions";
+  constexpr std::uint64_t kDefaultMhz = 1000, kMostMhz = 1'000'000;
+  if (text == "host") return std::uint64_t{0};
+  if (text == kInstructions) return kDefaultMhz;
+  std::uint64_t mhz = 0;
+  if (text.starts_with(kInstructions) && text.substr(kInstructions.size()).starts_with(':')) {
+    const std::string_view rate = text.substr(kInstructions.size() + 1);
+    const auto [end, error] = std::from_chars(rate.data(), rate.data() + rate.size(), mhz);
+    if (error == std::errc{} && end == rate.data() + rate.size() && mhz != 0 && mhz <= kMostMhz) {
+      return mhz;
+    }
+  }
+  return bad(fmt::format("--clock: '{}' is not host, instructions or instructions:MHZ", text));
+}
+
+namespace {
+
+/// The options of record, save and load.
+Expected<void, ConfigError> validate_exact(const VmConfig& config) {
+  if (const auto clock = parse_clock(config.clock); !clock) return Unexpected{clock.error()};
+  if (config.save_at && config.save.empty()) return bad("--save-at: --save must name a file");
+  const bool exact = config.clock != "host" || !config.record.empty() || !config.save.empty();
+  if (exact && config.engine != "interp") {
+    return bad(
+        fmt::format("--engine: {} does not stop at exact counts; --clock, --record and --save "
+                    "need interp",
+                    config.engine));
+  }
+  if (config.test_devices && !(config.save.empty() && config.load.empty())) {
+    return bad("--test-devices: have no state that --save or --load could keep");
+  }
+  if (!config.load.empty() && !config.kernel.empty()) {
+    return bad("--load: a saved VM has its kernel already; leave --kernel out");
+  }
+  return {};
+}
+
+}  // namespace
+
 Expected<void, ConfigError> validate(const VmConfig& config) {
-  if (config.kernel.empty()) {
+  if (const auto exact = validate_exact(config); !exact) return exact;
+  if (config.kernel.empty() && config.load.empty()) {
     return bad("--kernel is missing: name a vmlinux, bzImage or other PVH kernel");
   }
   if (config.cpus == 0 || config.cpus > kMaxVcpus) {

@@ -33,6 +33,12 @@ struct VmConfig {
   double timeout_seconds = 0;    ///< 0: none
   std::optional<std::uint16_t> debug_exit_port;  ///< `test_devices` implies 0xF4
   bool test_devices = false;  ///< fw_cfg and pc-testdev, as kvm-unit-tests expect them
+  /// "host", or "instructions" with an optional rate: ":MHZ". See docs/record-and-replay.md.
+  std::string clock = "host";
+  std::string record;                    ///< everything that reaches the vCPUs is logged here
+  std::string load;                      ///< a saved VM to go on with, instead of a kernel
+  std::string save;                      ///< where a saved VM is written
+  std::optional<std::uint64_t> save_at;  ///< instruction count at which it is
 };
 
 /// "512M", "2G", "4096K", "1T" or a plain number of MiB. Errors say what would be right.
@@ -42,6 +48,10 @@ struct VmConfig {
 /// and wrong types are errors.
 [[nodiscard]] Expected<void, ConfigError> apply_json(std::string_view text, std::string_view source,
                                                      VmConfig& config);
+
+/// Ticks a microsecond of an instruction-count clock; 0: the host's clock. Errors say what would be
+/// right.
+[[nodiscard]] Expected<std::uint64_t, ConfigError> parse_clock(std::string_view text);
 
 /// Checks what can be checked without building the VM: engine, mmu and model names, cpus, memory.
 [[nodiscard]] Expected<void, ConfigError> validate(const VmConfig& config);

@@ -86,6 +86,7 @@ const Uop* rdpmc(Core& core, const Uop* u) {
   const bool offered = core.env.model->vmware_backdoor() && index >= vmware::kHostTsc &&
                        index <= vmware::kApparentTime && (index == vmware::kHostTsc || khz != 0);
   if (!offered) return core.fault(u, cpu::GP, 0);
+  core.note_position(u);
   const std::uint64_t tsc = core.env.tsc->tsc();
   // Real and apparent time are nanoseconds, and here the same.
   set_edx_eax(core, index == vmware::kHostTsc
@@ -96,6 +97,7 @@ const Uop* rdpmc(Core& core, const Uop* u) {
 }
 
 const Uop* cpuid(Core& core, const Uop* u) {
+  core.note_position(u);
   cpu::DynamicState state;
   state.osxsave = (core.arch.cr4 & cpu::cr4::OSXSAVE) != 0;
   state.pke = (core.arch.cr4 & cpu::cr4::PKE) != 0;

@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Exact runs of the in-tree guest: an instruction-count clock that repeats, recordings replayed
+under every backend, saved VMs that end as the unsaved ones.
+
+Usage: replay_test.py STRATA GUEST MMU...      (GUEST: strata_guest.elf)
+"""
+
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+STRATA, GUEST, *MMUS = sys.argv[1:]
+EXACT = ["--clock", "instructions"]
+
+
+def strata(*options, timeout=240, **kwargs):
+    return subprocess.run([STRATA, *map(str, options)], stdin=kwargs.pop("stdin", subprocess.DEVNULL),
+                          capture_output=True, text=True, errors="replace", timeout=timeout, **kwargs)
+
+
+class Exact(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory(prefix="strata-replay-")
+        self.addCleanup(directory.cleanup)
+        self.directory = pathlib.Path(directory.name)
+
+    def run_guest(self, *options, code=0):
+        """Output, instructions and checksum of a run."""
+        stats = self.directory / "stats.json"
+        done = strata("run", "--memory", "64M", "--stats", stats, *options)
+        self.assertEqual(done.returncode, code, done.stderr)
+        read = json.loads(stats.read_text())
+        return done.stdout, read["vcpu"]["instructions"], read["memory_checksum"]
+
+    def guest(self, *options, **kwargs):
+        return self.run_guest("--kernel", GUEST, "--append", "auto", *options, **kwargs)
+
+    def replay(self, recording, *options, code=0):
+        done = strata("replay", recording, *options)
+        self.assertEqual(done.returncode, code, done.stderr)
+        return done
+
+    def one_line(self, done, *parts):
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        for part in parts:
+            self.assertIn(part, done.stderr)
+
+    def test_two_runs_are_one(self):
+        reference = self.guest(*EXACT, "--mmu", MMUS[0])
+        self.assertIn("strata guest", reference[0])
+        for mmu in MMUS:
+            self.assertEqual(self.guest(*EXACT, "--mmu", mmu), reference, mmu)
+
+    def test_a_recording_replays_under_every_backend(self):
+        recording = self.directory / "guest.rec"
+        for clock in (["--clock", "host"], EXACT):
+            _, instructions, checksum = self.guest("--record", recording, "--mmu", MMUS[0], *clock)
+            for mmu in MMUS:
+                done = self.replay(recording, "--mmu", mmu)
+                self.one_line(done, "ended as recorded", checksum, f"{instructions} instructions")
+
+    def test_console_input_is_recorded(self):
+        recording = self.directory / "typed.rec"
+        process = subprocess.Popen(
+            [STRATA, "run", "--kernel", GUEST, "--memory", "64M", "--record", str(recording)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in ("echo one", "mem", "poweroff"):
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            time.sleep(0.1)
+        output, errors = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 0, errors)
+        self.assertIn("one", output)
+        for mmu in MMUS:
+            self.replay(recording, "--mmu", mmu)
+
+    def test_a_replay_stops_and_steps(self):
+        recording = self.directory / "guest.rec"
+        self.guest("--record", recording)
+        traces = [self.replay(recording, "--mmu", mmu, "--until", 100_000, "--step", 50).stdout
+                  for mmu in MMUS]
+        self.assertEqual(traces[0].count("\n"), 50)
+        self.assertTrue(traces[0].startswith("100000 rip="))
+        self.assertEqual(set(traces), {traces[0]})
+        self.assertIn("CR3", self.replay(recording, "--until", 5000, "--dump-state").stdout)
+
+    def test_saved_vms_end_as_the_unsaved(self):
+        output, instructions, checksum = self.guest(*EXACT)
+        saved = self.directory / "guest.vm"
+        numbers = random.Random(3)
+        for i in range(6):
+            at = numbers.randrange(1, instructions)
+            mmu, other = MMUS[i % len(MMUS)], MMUS[(i + 1) % len(MMUS)]
+            done = strata("run", "--kernel", GUEST, "--append", "auto", "--memory", "64M", *EXACT,
+                          "--mmu", mmu, "--save", saved, "--save-at", at)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.one_line(done, f"at instruction {at}")
+            rest, last, end = self.run_guest("--load", saved, "--mmu", other)
+            self.assertEqual(done.stdout + rest, output, f"saved at {at}")
+            self.assertEqual(end, checksum, f"saved at {at} under {mmu}, loaded under {other}")
+            self.assertEqual(last, instructions, f"saved at {at}")
+
+    def test_a_loaded_vm_can_be_recorded(self):
+        saved, recording = self.directory / "guest.vm", self.directory / "rest.rec"
+        strata("run", "--kernel", GUEST, "--append", "auto", "--memory", "64M", "--save", saved,
+               "--save-at", 100_000, "--clock", "instructions")
+        _, _, checksum = self.run_guest("--load", saved, "--record", recording)
+        for mmu in MMUS:
+            self.one_line(self.replay(recording, "--mmu", mmu), checksum)
+
+    def test_sigusr1_saves(self):
+        saved = self.directory / "guest.vm"
+        process = subprocess.Popen([STRATA, "run", "--kernel", GUEST, "--memory", "64M", "--save",
+                                    str(saved), *EXACT],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        self.assertIn("strata guest", process.stdout.readline())
+        process.send_signal(signal.SIGUSR1)
+        _, errors = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, errors)
+        done = strata("run", "--load", saved, stdin=None, input="poweroff\n")
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_what_is_no_recording_is_refused(self):
+        recording, saved = self.directory / "guest.rec", self.directory / "guest.vm"
+        self.guest("--record", recording)
+        strata("run", "--kernel", GUEST, "--memory", "64M", "--save", saved, "--save-at", 1000, *EXACT)
+        for wrong, said in ((GUEST, "neither"), (saved, "is a saved VM"), ("/nowhere", "cannot")):
+            self.one_line(self.replay(wrong, code=2), said)
+        for wrong in (GUEST, recording):
+            done = strata("run", "--load", wrong)
+            self.assertEqual(done.returncode, 2)
+            self.one_line(done, "strata run: --load")
+        whole = recording.read_bytes()
+        damaged = self.directory / "damaged"
+        numbers = random.Random(5)
+        for i in range(12):
+            at = numbers.randrange(16, len(whole))
+            damaged.write_bytes(whole[:at] if i % 2 else
+                                whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+            done = strata("replay", damaged)
+            self.assertIn(done.returncode, (2, 8), at)
+            self.one_line(done, "damaged")
+        whole = saved.read_bytes()
+        for i in range(12):
+            at = numbers.randrange(16, len(whole))
+            damaged.write_bytes(whole[:at] if i % 2 else
+                                whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+            done = strata("run", "--load", damaged)
+            self.assertEqual(done.returncode, 2, at)
+            self.one_line(done, "damaged")
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=2)
