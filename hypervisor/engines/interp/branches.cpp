@@ -10,8 +10,6 @@ namespace {
 
 /// How wide the instruction pointer is: 64-bit mode, or the operand size elsewhere (SDM 2A JMP:
 /// EIP is truncated to the operand size). Outside 64-bit mode CS has a base.
-// Not yet checked: a target beyond CS.limit is #GP at the branch; target_of() is the one place
-// all of them pass.
 enum class Ip : std::uint8_t { ip64, ip32, ip16 };
 
 template <Ip W>
@@ -62,6 +60,13 @@ template <Ip W>
   }
 }
 
+/// A target beyond CS.limit is #GP at the branch.
+template <Ip W>
+[[nodiscard, gnu::always_inline]] inline bool in_code(const Core& core, std::uint64_t va) noexcept {
+  if constexpr (W == Ip::ip64) return true;
+  return core.ip_at(va) <= core.arch.segment[cpu::CS].limit;
+}
+
 template <bool Linked>
 [[gnu::always_inline]] inline const Uop* go(Core& core, const Uop* u, std::uint64_t va,
                                             const Uop* slot) {
@@ -76,19 +81,27 @@ bool canonical_target(std::uint64_t va) noexcept {
 
 /// Branch to an address that the program computed: #GP at the branch if it is not canonical.
 template <Ip W>
-[[nodiscard]] bool allowed(std::uint64_t va) noexcept {
-  if constexpr (W == Ip::ip64) return canonical_target(va);
-  return true;
+[[nodiscard]] bool allowed(const Core& core, std::uint64_t ip) noexcept {
+  if constexpr (W == Ip::ip64) return canonical_target(ip);
+  return ip <= core.arch.segment[cpu::CS].limit;
 }
 
 template <Ip W, bool Linked>
 const Uop* jmp_relative(Core& core, const Uop* u) {
-  return go<Linked>(core, u, relative<W>(core, u), u + 1);
+  const std::uint64_t va = relative<W>(core, u);
+  if (!Linked && !in_code<W>(core, va)) [[unlikely]]
+    return core.fault(u, cpu::GP, 0);
+  return go<Linked>(core, u, va, u + 1);
 }
 
 template <unsigned Code, Ip W, bool LinkTaken, bool LinkNext>
 const Uop* jcc(Core& core, const Uop* u) {
-  if (condition<Code>(core.flags)) return go<LinkTaken>(core, u, relative<W>(core, u), u + 1);
+  if (condition<Code>(core.flags)) {
+    const std::uint64_t va = relative<W>(core, u);
+    if (!LinkTaken && !in_code<W>(core, va)) [[unlikely]]
+      return core.fault(u, cpu::GP, 0);
+    return go<LinkTaken>(core, u, va, u + 1);
+  }
   return go<LinkNext>(core, u, following<W>(core, u), u + 2);
 }
 
@@ -101,11 +114,13 @@ const Uop* loop(Core& core, const Uop* u) {
   bool taken = count == 0;
   if constexpr (Kind != Loop::jcxz) {
     --count;
-    core.set_reg<T>(cpu::RCX * 8, count);
     const bool zero = (core.flags & kFlagZF) != 0;
     taken = count != 0 && (Kind == Loop::loop || zero == (Kind == Loop::loope));
   }
   const std::uint64_t va = taken ? relative<W>(core, u) : following<W>(core, u);
+  if (taken && !in_code<W>(core, va)) [[unlikely]]
+    return core.fault(u, cpu::GP, 0);
+  if constexpr (Kind != Loop::jcxz) core.set_reg<T>(cpu::RCX * 8, count);
   const bool linked = (u->aux & (taken ? 1U : 2U)) != 0;
   return linked ? core.jump_linked(u, va, u + (taken ? 1 : 2)) : core.jump(u, va);
 }
@@ -113,6 +128,8 @@ const Uop* loop(Core& core, const Uop* u) {
 template <Ip W, bool Linked>
 const Uop* call_relative(Core& core, const Uop* u) {
   const std::uint64_t va = relative<W>(core, u);
+  if (!Linked && !in_code<W>(core, va)) [[unlikely]]
+    return core.fault(u, cpu::GP, 0);
   if (!push_value<kLong<W>>(core, return_address<W>(core, u))) return refuse_stack(core, u);
   return go<Linked>(core, u, va, u + 1);
 }
@@ -131,7 +148,7 @@ template <Ip W, bool Memory>
 const Uop* jmp_indirect(Core& core, const Uop* u) {
   IpType<W> ip{};
   if (!indirect_target<W, Memory>(core, u, ip)) return refuse(core, u);
-  if (!allowed<W>(ip)) [[unlikely]]
+  if (!allowed<W>(core, ip)) [[unlikely]]
     return core.fault(u, cpu::GP, 0);
   return core.jump(u, target_of<W>(core, ip));
 }
@@ -140,7 +157,7 @@ template <Ip W, bool Memory>
 const Uop* call_indirect(Core& core, const Uop* u) {
   IpType<W> ip{};
   if (!indirect_target<W, Memory>(core, u, ip)) return refuse(core, u);
-  if (!allowed<W>(ip)) [[unlikely]]
+  if (!allowed<W>(core, ip)) [[unlikely]]
     return core.fault(u, cpu::GP, 0);
   if (!push_value<kLong<W>>(core, return_address<W>(core, u))) return refuse_stack(core, u);
   return core.jump(u, target_of<W>(core, ip));
@@ -152,7 +169,7 @@ const Uop* ret(Core& core, const Uop* u) {
   using S = Stack<kLong<W>>;
   IpType<W> ip{};
   if (!peek_value<kLong<W>>(core, ip)) return refuse_stack(core, u);
-  if (!allowed<W>(ip)) [[unlikely]]
+  if (!allowed<W>(core, ip)) [[unlikely]]
     return core.fault(u, cpu::GP, 0);
   S::commit(core, S::moved(core, sizeof ip + u->imm));
   return core.jump(u, target_of<W>(core, ip));
@@ -188,7 +205,8 @@ Reach reach_of(const Lowering& l) {
   const std::int64_t next = l.d.offset + l.insn.length;
   const std::int64_t target = next + l.ops[0].imm.value.s;
   const bool truncated = l.mode.bits != 64 && l.insn.operand_width == 16;
-  return {target, !truncated && l.in_block_page(target), l.in_block_page(next)};
+  const bool linked = !l.mode.checked;  // a link knows no limit
+  return {target, linked && !truncated && l.in_block_page(target), linked && l.in_block_page(next)};
 }
 
 /// Emits a relative branch with its two link slots.

@@ -85,7 +85,7 @@ Outcome write_cr0(Core& core, std::uint64_t value) {
     flush_everything(core);
   } else if ((changed & WP) != 0) {
     core.rights_changed();
-  } else if ((changed & (PE | CD | NW)) != 0) {
+  } else if ((changed & (PE | AM | CD | NW)) != 0) {
     core.update_derived();
   }
   return done();
@@ -122,6 +122,7 @@ Outcome write_cr4(Core& core, std::uint64_t value) {
     if (auto o = load_pdptes(core, next); !o.ok()) return o;
   }
   core.arch.cr4 = value;
+  if ((changed & DE) != 0) core.debug_registers_changed();
   if ((changed & (PAE | PGE | PSE | PCIDE | SMEP | LA57)) != 0) {
     core.update_derived();
     flush_everything(core);

@@ -60,6 +60,7 @@ const Uop* mov_to_debug(Core& core, const Uop* u) {
   if (number == 6) value = (value & kDr6Writable) | kDr6Set;
   if (number == 7) value = (value & ~kDr7Reserved) | kDr7Set;
   core.arch.dr[number] = value;
+  core.debug_registers_changed();
   return core.finish(u);
 }
 

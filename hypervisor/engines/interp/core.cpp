@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "engines/interp/lower.hpp"
+#include "isa/decode.hpp"
 
 namespace strata::interp {
 
@@ -140,11 +141,7 @@ void Core::after_block() {
   const bool retired =
       leave_ != Leave::retry && leave_ != Leave::exit && leave_ != Leave::exception;
   if (replaying_ && leave_ != Leave::exit && leave_ != Leave::retry) iteration_done();
-  if (trap_armed_ && retired) {
-    // Single step: a trap after the instruction (SDM 3B 18.3.1.4).
-    exception = {.valid = true, .vector = cpu::DB, .dr6 = 1ULL << 14};
-  }
-  trap_armed_ = false;
+  if (trap_armed_ || resume_armed_ || debug_hits != 0) debug_after_instruction(retired);
 }
 
 bool Core::handle_attention() {
@@ -230,6 +227,8 @@ const Uop* Core::dispatch() {
       return stop_here();  // the handler's first instruction is where it is due
   }
   mmio.cursor = 0;
+  const bool shadowed = std::exchange(debug_shadow, false);
+  if (breakpoints.code && !shadowed && at_breakpoint()) return leave(Leave::exception);
   return start_block();
 }
 
@@ -242,7 +241,7 @@ const Uop* Core::start_block() {
     // The stop is due already, and something half-done (a device's answer) goes first.
     set_budget(instructions() + b->instructions);
   }
-  trap_armed_ = (rflags_other & cpu::rflags::TF) != 0;
+  if (decode_mode.single) arm_debug_traps(*b);
   if ((b->mode_key & DecodeMode::kSingle) != 0 || run_limit_ != 0) {
     attention_flags.fetch_or(attention::kStep, std::memory_order_relaxed);
   }
@@ -347,14 +346,21 @@ bool Core::crossing_bytes(std::uint64_t va, std::array<std::byte, 32>& bytes, un
 Block* Core::find_block(std::uint64_t va, bool single) {
   const std::byte* host = nullptr;
   PA pa{};
+  std::uint64_t room = ~0ULL;
+  if (decode_mode.checked && !code_room(va, room)) return nullptr;
   do {
     if (!fetch_page(va, host, pa)) return nullptr;
   } while (!blocks_.page_has_code(page_of(pa)) && !claim_code(page_of(pa)));
   DecodeMode mode = decode_mode;
   mode.single = mode.single || replaying_ || shadow_step_ || single;
+  if (room < isa::kMaxInstructionBytes) return shorter_block(va, pa, host, mode, room);
   Block* b = blocks_.find(pa, mode.key());
-  if (b == nullptr) return build_block(va, pa, host, mode);
-  if (!b->crosses) [[likely]]
+  const bool fresh = b == nullptr;
+  if (fresh) b = build_block(va, pa, host, mode);
+  if (b == nullptr) return nullptr;
+  if (b->bytes > room) [[unlikely]]
+    return find_block(va, true);  // one instruction fits
+  if (fresh || !b->crosses) [[likely]]
     return b;
   std::array<std::byte, 32> bytes{};
   unsigned count = 0;
@@ -389,6 +395,21 @@ void Core::flush_blocks() {
   ++generation_;
 }
 
+Block* Core::make_block(const std::vector<Uop>& steps, const DecodeResult& d, PA pa,
+                        DecodeMode mode) {
+  Block* b = blocks_.allocate(steps.size());
+  if (b == nullptr) {
+    flush_blocks();
+    return nullptr;
+  }
+  std::copy(steps.begin(), steps.end(), b->first());
+  b->pa = pa;
+  b->bytes = static_cast<std::uint16_t>(d.bytes);
+  b->instructions = static_cast<std::uint16_t>(d.instructions);
+  b->mode_key = static_cast<std::uint8_t>(mode.key());
+  return b;
+}
+
 Block* Core::build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeMode mode) {
   std::vector<Uop> steps;
   const auto in_page = static_cast<std::size_t>(kPageSize - (va & kPageMask));
@@ -403,16 +424,8 @@ Block* Core::build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeM
     // Finding the second page was a quiescent point, at which the claim to the first may have gone.
     if (!blocks_.page_has_code(page_of(pa))) return find_block(va, mode.single);
   }
-  Block* b = blocks_.allocate(steps.size());
-  if (b == nullptr) {
-    flush_blocks();
-    return find_block(va, mode.single);  // the page has to be claimed again
-  }
-  std::copy(steps.begin(), steps.end(), b->first());
-  b->pa = pa;
-  b->bytes = static_cast<std::uint16_t>(d.bytes);
-  b->instructions = static_cast<std::uint16_t>(d.instructions);
-  b->mode_key = static_cast<std::uint8_t>(mode.key());
+  Block* b = make_block(steps, d, pa, mode);
+  if (b == nullptr) return find_block(va, mode.single);  // the page has to be claimed again
   b->crosses = crosses;
   if (crosses) {
     BlockCache::CrossingBytes copy{};
@@ -428,13 +441,13 @@ const Uop* Core::jump(const Uop* /*u*/, std::uint64_t target) {
   rip = target;
   if (attention_flags.load(std::memory_order_relaxed) != 0) return leave(Leave::attention);
   JumpEntry& e = jump_cache_[jump_slot(target)];
-  if (e.va == target && e.generation == generation_ && e.context == jump_context()) [[likely]] {
+  if (e.va == target && e.generation == generation_ && e.context == jump_context_) [[likely]] {
     return enter(e.block, target);
   }
   recorded_ = Leave::look_up;
   Block* b = find_block(target);
   if (b == nullptr) return leave(recorded_);
-  if (!b->crosses) e = {target, generation_, jump_context(), b};
+  if (!b->crosses) e = {target, generation_, jump_context_, b};
   return enter(b, target);
 }
 

@@ -38,6 +38,8 @@ class CpuModel;
 
 namespace strata::interp {
 
+struct DecodeResult;
+
 /// What a Core needs from the VM around it. All outlive the Core.
 struct CoreEnvironment {
   VcpuId id = 0;
@@ -64,6 +66,13 @@ struct PendingException {
   std::uint32_t error = 0;
   std::uint64_t cr2 = 0;  ///< for #PF
   std::uint64_t dr6 = 0;  ///< for #DB: bits to set
+};
+
+/// What the debug registers ask for (SDM 3B 18.2), so that nobody decodes DR7 on the way.
+struct Breakpoints {
+  bool code = false;  ///< an instruction breakpoint is enabled
+  bool data = false;  ///< a data breakpoint is enabled
+  bool io = false;    ///< a port breakpoint is enabled (CR4.DE)
 };
 
 /// Why the last handler returned null.
@@ -194,6 +203,11 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   PendingException exception{};
   Completion completion{};
   MmioLog mmio{};
+  Breakpoints breakpoints{};
+  /// DR6 bits of breakpoints that the instruction in progress has met; a trap if it retires.
+  std::uint64_t debug_hits = 0;
+  /// MOV SS or POP SS was the last instruction: debug traps wait too (SDM 3A 6.8.3).
+  bool debug_shadow = false;
   const CoreEnvironment env;
 
   // ---- position -----------------------------------------------------------------------------
@@ -368,6 +382,13 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   void update_derived();
   /// The part of it that follows from segments, CPL and RFLAGS; CRs and EFER did not change.
   void segments_changed();
+  /// DR7 or CR4.DE changed: what breakpoints watch for, and what must not be cached because of it.
+  void debug_registers_changed() noexcept;
+  /// Marks the enabled breakpoints of kind `io` (ports) or data that overlap the access.
+  void note_access(std::uint64_t at, unsigned size, bool write, bool io = false) noexcept;
+  /// For instructions whose single-step trap depends on TF as they leave it: INT n, SYSCALL,
+  /// SYSRET.
+  void step_trap_by_new_flags() noexcept { trap_armed_ = (rflags_other & cpu::rflags::TF) != 0; }
   /// TLB effects of CR writes, INVLPG, INVPCID (SDM 3A 4.10.4). Reach the Mmu too.
   void flush_tlb(FlushScope scope, std::uint16_t which_pcid, VA va);
   void flush_page(VA va);
@@ -380,6 +401,9 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   [[nodiscard]] bool deliver_exception();
   /// Delivers an external interrupt or NMI; exceptions on the way are delivered too.
   [[nodiscard]] bool deliver_interrupt(std::uint8_t vector);
+
+  /// Makes an exception pending without leaving the instruction: false, for accesses that fail.
+  bool record_exception(std::uint8_t vector, std::optional<std::uint32_t> error) noexcept;
 
   /// Effective AC for SMAP and, at CPL 3, alignment checks.
   [[nodiscard]] bool ac() const noexcept { return (rflags_other & cpu::rflags::AC) != 0; }
@@ -428,7 +452,6 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool mmio_load(PA pa, void* out, unsigned size);
   bool mmio_store(PA pa, const void* data, unsigned size);
   bool record_fault(const Fault& f, Access access);
-  bool record_exception(std::uint8_t vector, std::optional<std::uint32_t> error) noexcept;
   bool record_exit(engine::Exit exit) noexcept;
 
   // run loop
@@ -447,6 +470,22 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   Block* find_block(std::uint64_t va, bool single = false);
   bool fetch_page(std::uint64_t va, const std::byte*& host, PA& pa);
   Block* build_block(std::uint64_t va, PA pa, const std::byte* host, DecodeMode mode);
+  /// Bytes from `va` to the end of CS; false, with #GP recorded: it lies beyond the limit.
+  bool code_room(std::uint64_t va, std::uint64_t& room);
+  /// The block for the one instruction at `va` where CS ends before a cached block would. Found by
+  /// nobody else, since the limit is not part of a block's key.
+  Block* shorter_block(std::uint64_t va, PA pa, const std::byte* host, DecodeMode mode,
+                       std::uint64_t room);
+  /// A block, of which everything but its place in the cache is filled in. Null: there was no room,
+  /// and the cache has been flushed.
+  Block* make_block(const std::vector<Uop>& steps, const DecodeResult& d, PA pa, DecodeMode mode);
+  /// Records what the instruction about to run begins with: TF, RF, and where it ends.
+  void arm_debug_traps(const Block& b) noexcept;
+  /// Debug traps of the instruction that has just been left, and the end of RF.
+  void debug_after_instruction(bool retired) noexcept;
+  /// An instruction breakpoint is set on rip and RF does not mask it: #DB recorded.
+  bool at_breakpoint() noexcept;
+  [[nodiscard]] bool page_watched(std::uint64_t va) const noexcept;
   bool crossing_bytes(std::uint64_t va, std::array<std::byte, 32>& bytes, unsigned& count);
   /// Mmu::translate(), as the quiescent point it is: other holders' frees need not wait for it, and
   /// the answer is asked for again if an invalidation arrived meanwhile.
@@ -474,9 +513,6 @@ class Core final : public engine::Vcpu, private TranslationHolder {
     if (access.user) return kUser;
     return access.ac || (arch.cr4 & cpu::cr4::SMAP) == 0 ? kSupervisorAc : kSupervisor;
   }
-  [[nodiscard]] std::uint32_t jump_context() const noexcept {
-    return static_cast<std::uint32_t>(pcid) << 1 | (cpl == 3 ? 1U : 0U);
-  }
 
   std::unique_ptr<VcpuGroup> own_group_;  ///< where env names none
   VcpuGroup* const group_;
@@ -485,7 +521,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   struct JumpEntry {
     std::uint64_t va = ~0ULL;
     std::uint64_t generation = 0;
-    std::uint32_t context = 0;  ///< PCID and privilege, so that a system call keeps the cache
+    std::uint32_t context = 0;  ///< jump_context_ of its time
     Block* block = nullptr;
   };
   std::vector<JumpEntry> jump_cache_;
@@ -500,6 +536,14 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool shadow_step_ = false;         ///< the next instruction ends an interrupt shadow
   bool trap_armed_ = false;          ///< RFLAGS.TF was set when the instruction began
   std::uint64_t run_limit_ = 0;      ///< see limit_run()
+  bool resume_armed_ = false;        ///< RFLAGS.RF was set as well
+  std::uint64_t sequel_ = 0;         ///< VA behind the instruction being stepped
+  /// PCID, privilege and decode mode: what a VA's block depends on besides generation_. Kept so
+  /// that a system call keeps the jump cache.
+  std::uint32_t jump_context_ = 0;
+  /// CS as blocks found with DecodeMode::checked were measured against.
+  std::uint64_t checked_base_ = 0;
+  std::uint32_t checked_limit_ = 0;
   PagingContext context_{};
   std::uint64_t budget_end_ = kNoStop;  ///< instructions() when the budget is used up
   std::optional<engine::VcpuPosition> stop_;

@@ -8,6 +8,7 @@
 #include "engines/interp/branches.hpp"
 #include "engines/interp/core.hpp"
 #include "engines/interp/lower.hpp"
+#include "engines/interp/segment_checks.hpp"
 #include "isa/decode.hpp"
 #include "isa/opcodes.hpp"
 
@@ -66,7 +67,8 @@ class Run {
     for (unsigned i = 0; i < count_; ++i) {
       if (lower(entries_[i])) return {i + 1, end_of(i), false};
     }
-    emit_fall_through(out_, static_cast<std::uint16_t>(bytes_), page_offset_ + bytes_ < kPageSize);
+    emit_fall_through(out_, static_cast<std::uint16_t>(bytes_),
+                      !mode_.checked && page_offset_ + bytes_ < kPageSize);
     return {count_, bytes_, false};
   }
 
@@ -106,7 +108,10 @@ class Run {
     if (ZYAN_SUCCESS(status)) {
       std::memcpy(e.d.bytes.data(), code_ + bytes_, e.d.insn.length);
       e.opcode = isa::opcode_of(e.d.insn, e.d.operands.data());
-      e.verdict = isa::available(e.opcode, e.d.insn, model_) ? Verdict::good : Verdict::undefined;
+      // VEX is for protected mode (SDM 2A 2.3.12).
+      const bool vex = e.d.insn.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY;
+      const bool exists = isa::available(e.opcode, e.d.insn, model_) && !(vex && mode_.real);
+      e.verdict = exists ? Verdict::good : Verdict::undefined;
     } else if (status == ZYDIS_STATUS_NO_MORE_DATA) {
       e.verdict = Verdict::out_of_bytes;
     } else if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG) {
@@ -154,7 +159,12 @@ class Run {
   /// Pass 3. True: nothing runs behind this instruction.
   bool lower(const Entry& e) {
     Lowering l(e.d, mode_, model_, page_offset_, out_);
-    if (e.verdict == Verdict::good && lower_by_class(l, e.opcode.cls)) return l.ends();
+    const std::size_t before = out_.size();
+    if (e.verdict == Verdict::good) {
+      emit_checks(l);
+      if (lower_by_class(l, e.opcode.cls)) return l.ends();
+    }
+    out_.resize(before);
     emit_fault(out_, e.d.offset, e.verdict == Verdict::too_long ? cpu::GP : cpu::UD);
     return true;
   }

@@ -41,6 +41,13 @@ PagingContext make_context(const VcpuState& s, const cpu::CpuModel& model) {
   return c;
 }
 
+/// A segment whose accesses need no check, wherever its base is.
+bool flat_data(const cpu::Segment& s) noexcept {
+  constexpr unsigned kCodeOrDown = 0xC, kWritable = 2;
+  return !s.unusable() && s.limit == 0xFFFFFFFF &&
+         (s.type() & (kCodeOrDown | kWritable)) == kWritable;
+}
+
 }  // namespace
 
 void Core::segments_changed() {
@@ -55,12 +62,22 @@ void Core::segments_changed() {
   } else {
     mode.bits = cs.big() ? 32 : 16;
     mode.stack32 = ss.big();
+    mode.checked = cs.limit != 0xFFFFFFFF || !flat_data(ss) || !flat_data(arch.segment[cpu::DS]) ||
+                   !flat_data(arch.segment[cpu::ES]);
+    mode.real = !descriptors_in_use(*this);
+    // Blocks of checked code were measured against the CS they were found through.
+    if (mode.checked && (checked_base_ != cs.base || checked_limit_ != cs.limit)) {
+      checked_base_ = cs.base;
+      checked_limit_ = cs.limit;
+      ++generation_;
+    }
   }
-  mode.single = (rflags_other & cpu::rflags::TF) != 0;
-  // The jump cache does not know the decode mode; `single` is the run loop's business.
-  constexpr unsigned kDecoding = 7;
-  if (((mode.key() ^ decode_mode.key()) & kDecoding) != 0) ++generation_;
+  mode.aligned = cpl == 3 && ac() && (arch.cr0 & cpu::cr0::AM) != 0;
+  mode.single = (rflags_other & cpu::rflags::TF) != 0 || breakpoints.code || breakpoints.data;
   decode_mode = mode;
+  // `single` is the run loop's business.
+  mode.single = false;
+  jump_context_ = static_cast<std::uint32_t>(pcid) << 1 | (cpl == 3 ? 1U : 0U) | mode.key() << 16;
 
   for (unsigned i = 0; i < arch.segment.size(); ++i) {
     // 64-bit mode ignores the bases of all but FS and GS (SDM 3A 3.4.4).
@@ -102,6 +119,8 @@ void Core::set_state(const VcpuState& state) {
   flags = from_rflags(state.rflags);
   rflags_other = (state.rflags & ~cpu::rflags::ARITHMETIC) | cpu::rflags::FIXED;
   exception = {};
+  debug_hits = 0;
+  debug_shadow = false;
   iteration_done();
   exited_ = false;
   rep_remaining_ = 0;
@@ -115,6 +134,7 @@ void Core::set_state(const VcpuState& state) {
     exception = {};
   }
   update_derived();
+  debug_registers_changed();
   set_ip(state.rip);
   flush_tlb(FlushScope::all, 0, VA{});
   quiesce();  // not running: nobody has to wait for this vCPU

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "engines/interp/segments.hpp"
+#include "engines/interp/task_switch.hpp"
 
 namespace strata::interp {
 
@@ -18,6 +19,7 @@ struct Gate {
   unsigned size = 4;  ///< of the frame's slots: 2, 4, 8
   unsigned ist = 0;
   bool masks_interrupts = false;
+  bool task = false;
 };
 
 /// Where delivery goes.
@@ -29,7 +31,7 @@ struct Target {
 bool is_gate(unsigned type, bool long_mode) noexcept {
   using namespace system_type;
   if (type == kInterruptGate32 || type == kTrapGate32) return true;
-  return !long_mode && (type == kInterruptGate16 || type == kTrapGate16);
+  return !long_mode && (type == kInterruptGate16 || type == kTrapGate16 || type == kTaskGate);
 }
 
 Outcome read_gate(Core& core, const Event& e, Gate& gate) {
@@ -46,6 +48,7 @@ Outcome read_gate(Core& core, const Event& e, Gate& gate) {
   if (e.check_gate_dpl && d.dpl() < core.cpl) return raised(cpu::GP, error);
   if (!d.present()) return raised(cpu::NP, error);
   gate.selector = d.gate_selector();
+  gate.task = d.type() == system_type::kTaskGate;
   gate.offset = d.gate_offset();
   gate.size = wide ? 8 : (d.type() & 8) != 0 ? 4 : 2;
   if (gate.size == 2) gate.offset &= 0xFFFF;
@@ -170,6 +173,15 @@ Outcome deliver_legacy(Core& core, const Event& e) {
   Gate gate;
   Target target;
   if (auto o = read_gate(core, e, gate); !o.ok()) return o;
+  if (gate.task) {
+    return switch_task(core, gate.selector,
+                       {.source = TaskSource::event,
+                        .return_ip = e.return_ip,
+                        .flags = pushed_flags(core, e),
+                        .external = e.external,
+                        .has_error = e.has_error,
+                        .error = e.error});
+  }
   if (auto o = read_target(core, e, gate, target); !o.ok()) return o;
   if (target.level < core.cpl) return deliver_inner_legacy(core, e, gate, target);
   const Segment& ss = core.arch.segment[cpu::SS];
@@ -227,13 +239,24 @@ bool is_fault(std::uint8_t vector) noexcept {
   }
 }
 
+/// Faults push RF, so that the instruction that runs again is not stopped at by the breakpoint on
+/// it; the #DB of that breakpoint leaves this to its handler (SDM 3B 18.3.1.1).
+bool pushes_resume_flag(const PendingException& x) noexcept {
+  constexpr std::uint64_t kGeneralDetect = 1ULL << 13;
+  return is_fault(x.vector) || (x.vector == cpu::DB && (x.dr6 & kGeneralDetect) != 0);
+}
+
 /// What an exception leaves in CR2, DR6, DR7 before its handler runs.
 void set_fault_registers(Core& core, const PendingException& x) noexcept {
   if (x.external) return;
   if (x.vector == cpu::PF) core.arch.cr2 = x.cr2;
   if (x.vector == cpu::DB) {
-    core.arch.dr[6] |= x.dr6;
+    // B0-B3 say what this exception is about, the others gather (SDM 3B 18.2.3).
+    constexpr std::uint64_t kBreakpoints = 0xF;
+    core.arch.dr[6] = (core.arch.dr[6] & ~kBreakpoints) | x.dr6;
     core.arch.dr[7] &= ~(1ULL << 13);  // GD: the handler may use the registers (SDM 3B 18.2.4)
+    constexpr std::uint64_t kLbr = 1, kBtf = 2;  // off as well (SDM 3B 18.4.1, 18.4.2)
+    core.arch.msr.debugctl &= ~(kLbr | kBtf);
   }
 }
 
@@ -321,11 +344,14 @@ bool Core::deliver_exception() {
     e.has_error = now.has_error;
     e.error = now.error;
     e.external = error_code::kExternal;
-    e.push_resume_flag = !now.external && is_fault(now.vector);
+    e.push_resume_flag = !now.external && pushes_resume_flag(now);
     e.return_ip = ip();
     const Outcome o = deliver_event(*this, e);
     if (o.ok()) {
       iteration_done();
+      // The T bit of a task that a gate led to.
+      const std::uint64_t traps = std::exchange(debug_hits, 0);
+      if (traps != 0) exception = {.valid = true, .vector = cpu::DB, .dr6 = traps};
       return true;
     }
     if (o.kind == Outcome::Kind::exception) exception = to_exception(o);

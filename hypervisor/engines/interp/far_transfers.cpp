@@ -1,9 +1,13 @@
 // Far CALL and JMP, direct and through call gates (SDM 3A 5.8; SDM 2A, CALL, JMP).
 #include "engines/interp/far_transfers.hpp"
 
+#include <utility>
+
 #include "engines/interp/events.hpp"
 #include "engines/interp/segments.hpp"
 #include "engines/interp/system.hpp"
+#include "engines/interp/task_switch.hpp"
+#include "engines/interp/vm86.hpp"
 
 namespace strata::interp {
 
@@ -160,9 +164,28 @@ Outcome gate_transfer(Core& core, const Uop* u, CallGate& gate, bool call) {
   return done();
 }
 
+/// A TSS or a task gate: DPL against CPL and RPL, then the switch (SDM 3A 7.3).
+Outcome task_transfer(Core& core, const Uop* u, const FarPointer& to, const Descriptor& d,
+                      bool call) {
+  const std::uint32_t error = selector_error(to.selector);
+  if (d.dpl() < core.cpl || rpl_of(to.selector) > d.dpl()) return raised(cpu::GP, error);
+  const TaskRequest request{.source = call ? TaskSource::call : TaskSource::jump,
+                            .return_ip = core.next_ip(u),
+                            .flags = core.rflags()};
+  if (d.type() != system_type::kTaskGate) return switch_task(core, to.selector, request);
+  if (!d.present()) return raised(cpu::NP, error);
+  return switch_task(core, d.gate_selector(), request);
+}
+
+bool names_task(unsigned type) noexcept {
+  using namespace system_type;
+  return type == kTaskGate || type == kTss16 || type == kTss32;
+}
+
 /// A system descriptor as the destination.
 Outcome system_transfer(Core& core, const Uop* u, const FarPointer& to, Descriptor& d, bool call) {
   const Outcome bad = raised(cpu::GP, selector_error(to.selector));
+  if (!ia32e(core) && names_task(d.type())) return task_transfer(core, u, to, d, call);
   const bool wide = d.type() == system_type::kCallGate32;
   const bool is_gate = wide || (!ia32e(core) && d.type() == system_type::kCallGate16);
   if (!is_gate) return bad;
@@ -223,10 +246,28 @@ const Uop* far_direct(Core& core, const Uop* u) {
 /// own. aux is the vector, aux2 what kind.
 enum InterruptKind : std::uint8_t { kIntN, kInt3, kInto, kInt1 };
 
+/// Ends an instruction whose interrupt has been delivered. TF is clear now, and so there is no step
+/// trap (SDM 3B 18.3.1.4).
+const Uop* delivered(Core& core, const Uop* u) {
+  // INT1 reports what MOV SS has put off; behind INT n and INT3 it is a #DB of its own.
+  if (u->aux2 == kInt1) core.arch.dr[6] |= std::exchange(core.debug_hits, 0);
+  core.step_trap_by_new_flags();
+  return core.finish_at(u, core.rip);
+}
+
 const Uop* software_interrupt(Core& core, const Uop* u) {
   if (u->aux2 == kInto && (core.flags & kFlagOF) == 0) return core.finish(u);
-  // INT n is IOPL-sensitive in virtual-8086 mode, the one-byte forms are not (SDM 3A 20.2.7).
-  if (u->aux2 == kIntN && vm86(core) && iopl(core) < 3) return core.fault(u, cpu::GP, 0);
+  if (u->aux2 == kIntN && vm86(core)) {
+    // IOPL-sensitive in virtual-8086 mode, unlike the one-byte forms (SDM 3A 20.2.7), unless VME
+    // sends it to the guest itself.
+    if ((core.arch.cr4 & cpu::cr4::VME) != 0) {
+      bool redirected = false;
+      const Outcome o = redirect_interrupt(core, u->aux, core.next_ip(u), redirected);
+      if (!o.ok()) return give_up(core, u, o);
+      if (redirected) return delivered(core, u);
+    }
+    if (iopl(core) < 3) return core.fault(u, cpu::GP, 0);
+  }
   Event e;
   e.vector = u->aux;
   // INT1 passes for hardware: no DPL check, EXT set (SDM 3A 6.4.4).
@@ -234,7 +275,7 @@ const Uop* software_interrupt(Core& core, const Uop* u) {
   e.external = u->aux2 == kInt1 ? error_code::kExternal : 0;
   e.return_ip = core.next_ip(u);
   if (const Outcome o = deliver_event(core, e); !o.ok()) return give_up(core, u, o);
-  return core.finish_at(u, core.rip);
+  return delivered(core, u);
 }
 
 bool lower_far(Lowering& l, bool call) {

@@ -2,6 +2,8 @@
 #include "engines/interp/events.hpp"
 #include "engines/interp/far_transfers.hpp"
 #include "engines/interp/segments.hpp"
+#include "engines/interp/task_switch.hpp"
+#include "engines/interp/vm86.hpp"
 
 namespace strata::interp {
 
@@ -116,10 +118,11 @@ Outcome return_protected(Core& core, const Uop* u) {
 // ---- IRET
 // -----------------------------------------------------------------------------------------
 
-/// RF is left clear: it would have to go after one instruction, and is nothing but a mask for the
-/// instruction breakpoints that this engine does not have yet.
+/// RF is taken over only where it masks something: it would have to go after one instruction, which
+/// costs, and nothing but an instruction breakpoint could tell.
 std::uint64_t returned_flags(const Core& core, std::uint64_t image, unsigned size) noexcept {
   std::uint64_t flags = popped_flags(core, image, size) & ~rf::RF;
+  if (size > 2 && core.breakpoints.code) flags |= image & rf::RF;
   if (size > 2 && core.cpl == 0 && protected_mode(core)) {
     flags = (flags & ~(rf::VIF | rf::VIP)) | (image & (rf::VIF | rf::VIP));
   }
@@ -127,7 +130,8 @@ std::uint64_t returned_flags(const Core& core, std::uint64_t image, unsigned siz
 }
 
 Outcome iret_real(Core& core, unsigned size) {
-  if (vm86(core) && iopl(core) < 3) return raised(cpu::GP, 0);
+  const bool is_virtual = vm86(core) && iopl(core) < 3;
+  if (is_virtual && !(uses_virtual_if(core) && size == 2)) return raised(cpu::GP, 0);
   Stack stack{core};
   FarReturn ret;
   std::uint64_t image = 0;
@@ -135,10 +139,14 @@ Outcome iret_real(Core& core, unsigned size) {
   if (auto o = stack.pop(image, size); !o.ok()) return o;
   const Segment cs = real_segment(core.arch.segment[cpu::CS], ret.cs, vm86(core));
   if (ret.ip > cs.limit) return raised(cpu::GP, 0);
+  // Virtual-8086 mode keeps its IOPL: popped_flags() sees CPL 3.
+  std::uint64_t flags = returned_flags(core, image, size);
+  if (is_virtual) {
+    if (auto o = pop_virtual_flags(core, image, flags); !o.ok()) return o;
+  }
   core.r[cpu::RSP] = stack.pointer();
   put_segment(core, cpu::CS, cs);
-  // Virtual-8086 mode keeps its IOPL: popped_flags() sees CPL 3.
-  core.set_rflags(returned_flags(core, image, size));
+  core.set_rflags(flags);
   core.set_ip(ret.ip);
   return done();
 }
@@ -167,16 +175,10 @@ Outcome iret_to_vm86(Core& core, Stack& stack, const FarReturn& ret, std::uint64
   return done();
 }
 
-/// IRET with NT set goes back to the task that the TSS links to. Task switches come with the legacy
-/// modes; what is checked here is what a program that merely set NT runs into.
-Outcome iret_task(Core& core) {
-  std::uint16_t link = 0;
-  if (!core.system_load(system_va(core, core.arch.tr.base), link)) return aborted();
-  return raised(cpu::TS, selector_error(link));
-}
-
-Outcome iret_protected(Core& core, unsigned size) {
-  if ((core.rflags_other & rf::NT) != 0) return ia32e(core) ? raised(cpu::GP, 0) : iret_task(core);
+Outcome iret_protected(Core& core, const Uop* u, unsigned size) {
+  if ((core.rflags_other & rf::NT) != 0) {
+    return ia32e(core) ? raised(cpu::GP, 0) : return_to_task(core, core.next_ip(u));
+  }
   Stack stack{core};
   FarReturn ret;
   std::uint64_t image = 0;
@@ -222,7 +224,8 @@ const Uop* far_return(Core& core, const Uop* u) {
 
 const Uop* interrupt_return(Core& core, const Uop* u) {
   const unsigned size = u->aux;
-  const Outcome o = descriptors_in_use(core) ? iret_protected(core, size) : iret_real(core, size);
+  const Outcome o =
+      descriptors_in_use(core) ? iret_protected(core, u, size) : iret_real(core, size);
   if (!o.ok()) return give_up(core, u, o);
   core.arch.nmi_blocked = false;  // SDM 3A 6.7.1
   return core.finish_at(u, core.rip);

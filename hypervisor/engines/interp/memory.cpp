@@ -100,6 +100,7 @@ bool Core::locate(std::uint64_t va, Access access, Place& place) {
   const bool unannounced = (write || t->writable) && group_->code_pages.claim_write(ppn, env.id);
   place.code = write && !unannounced;
   tlb_.fill(mode, address, pcid, *t, env.window.host(t->page), unannounced);
+  if (breakpoints.data && page_watched(va)) tlb_.forget(mode, address);
   return true;
 }
 
@@ -193,6 +194,7 @@ bool Core::each_place(std::uint64_t va, unsigned size, Access access, Transfer&&
 }
 
 bool Core::load_slow(std::uint64_t va, void* out, unsigned size, Access access) {
+  if (breakpoints.data) note_access(va, size, false);
   auto* to = static_cast<std::byte*>(out);
   return each_place(va, size, access, [&](const Place& p, unsigned offset, unsigned bytes) {
     return place_load(p, to + offset, bytes);
@@ -200,6 +202,7 @@ bool Core::load_slow(std::uint64_t va, void* out, unsigned size, Access access) 
 }
 
 bool Core::store_slow(std::uint64_t va, const void* data, unsigned size, Access access) {
+  if (breakpoints.data) note_access(va, size, true);
   const auto* from = static_cast<const std::byte*>(data);
   return each_place(va, size, access, [&](const Place& p, unsigned offset, unsigned bytes) {
     return place_store(p, from + offset, bytes);
@@ -230,6 +233,7 @@ bool Core::check_store(std::uint64_t va, unsigned size) {
 }
 
 const std::byte* Core::read_span(std::uint64_t va, std::uint64_t& available) {
+  if (breakpoints.data) return nullptr;
   Place place;
   if (!locate(va, {AccessKind::read, cpl == 3, ac()}, place)) {
     exception.valid = false;  // the element-wise path will meet it again
@@ -240,6 +244,7 @@ const std::byte* Core::read_span(std::uint64_t va, std::uint64_t& available) {
 }
 
 std::byte* Core::write_span(std::uint64_t va, std::uint64_t& available) {
+  if (breakpoints.data) return nullptr;
   Place place;
   if (!locate(va, {AccessKind::write, cpl == 3, ac()}, place)) {
     exception.valid = false;
@@ -251,6 +256,7 @@ std::byte* Core::write_span(std::uint64_t va, std::uint64_t& available) {
 
 bool Core::rmw_begin_slow(std::uint64_t va, unsigned size, Rmw& m) {
   const Access access{AccessKind::write, cpl == 3, ac()};
+  if (breakpoints.data) note_access(va, size, true);
   if ((va & kPageMask) + size <= kPageSize) {
     Place place;
     if (!locate(va, access, place)) return false;

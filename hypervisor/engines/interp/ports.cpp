@@ -1,6 +1,7 @@
 // IN, OUT, INS, OUTS: permission, exits, repetition (SDM 1 chapter 19; SDM 2A, IN, INS).
 #include "cpu/cpu_model.hpp"
 #include "engines/interp/core.hpp"
+#include "engines/interp/segment_checks.hpp"
 #include "engines/interp/segments.hpp"
 #include "engines/interp/system.hpp"
 #include "engines/interp/vmware.hpp"
@@ -48,6 +49,11 @@ bool vmware_call(Core& core, std::uint16_t port) {
   return false;
 }
 
+/// Breakpoints on ports are traps (SDM 3B 18.3.1.3).
+void note_port(Core& core, std::uint16_t port, unsigned size) noexcept {
+  if (core.breakpoints.io) core.note_access(port, size, true, true);
+}
+
 /// aux2: the port is DX, else imm.
 template <class T>
 const Uop* in(Core& core, const Uop* u) {
@@ -59,6 +65,7 @@ const Uop* in(Core& core, const Uop* u) {
                           {.kind = engine::ExitKind::port_read, .size = sizeof(T), .port = port});
   }
   core.set_reg(cpu::RAX * 8, static_cast<T>(core.completion.value));
+  note_port(core, port, sizeof(T));
   return core.finish(u);
 }
 
@@ -72,6 +79,7 @@ const Uop* out(Core& core, const Uop* u) {
                               .port = port,
                               .data = core.reg<T>(cpu::RAX * 8)});
   }
+  note_port(core, port, sizeof(T));
   return core.finish(u);
 }
 
@@ -100,7 +108,12 @@ void add_to(Core& core, const Uop* u, cpu::Gpr reg, std::uint64_t by) {
 /// One element into memory. False: the handler returns `next`.
 template <class T>
 bool in_element(Core& core, const Uop* u, std::uint16_t port, const Uop*& next) {
-  const std::uint64_t va = core.ea(u);
+  const std::uint64_t offset = core.offset_of(u);
+  if (u->imm != 0 && !check_implicit(core, u->segment, offset, sizeof(T), true)) {
+    next = core.abort(u);
+    return false;
+  }
+  const std::uint64_t va = core.linear(u, offset);
   // The destination is checked before the device is asked: reading a port can not be undone.
   if (!core.check_store(va, sizeof(T))) {
     next = core.abort(u);
@@ -122,7 +135,9 @@ template <class T>
 bool out_element(Core& core, const Uop* u, std::uint16_t port, const Uop*& next) {
   if (core.completion.ready) return true;
   T value{};
-  if (!core.load(core.ea(u), value)) {
+  const std::uint64_t offset = core.offset_of(u);
+  const bool allowed = u->imm == 0 || check_implicit(core, u->segment, offset, sizeof(T), false);
+  if (!allowed || !core.load(core.linear(u, offset), value)) {
     next = core.abort(u);
     return false;
   }
@@ -145,6 +160,7 @@ const Uop* port_string(Core& core, const Uop* u) {
     if (!(Read ? in_element<T>(core, u, port, next) : out_element<T>(core, u, port, next))) {
       return next;
     }
+    note_port(core, port, sizeof(T));
     add_to(core, u, Read ? cpu::RDI : cpu::RSI, step);
     if (!repeated) return core.finish(u);
     add_to(core, u, cpu::RCX, ~0ULL);
@@ -202,6 +218,7 @@ bool lower_string(Lowering& l, ZydisRegister pointer, ZydisRegister default_segm
   constexpr ZydisInstructionAttributes kRepeated =
       ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE;
   u.aux2 = (l.insn.attributes & kRepeated) != 0 ? 1 : 0;
+  u.imm = needs_checks(l.mode, u.segment) ? 1 : 0;
   return emit_last(l, u);
 }
 

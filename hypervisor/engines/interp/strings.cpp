@@ -7,6 +7,7 @@
 #include "engines/interp/access.hpp"
 #include "engines/interp/host_alu.hpp"
 #include "engines/interp/integer.hpp"
+#include "engines/interp/segment_checks.hpp"
 
 namespace strata::interp {
 namespace {
@@ -50,10 +51,22 @@ template <String Op, class A>
   if constexpr (uses_di(Op)) core.set_reg<A>(kDi, static_cast<A>(core.reg<A>(kDi) + bytes));
 }
 
+/// Limits, rights and alignment of the element, where the block's mode checks them.
+template <String Op, class T, class A>
+[[gnu::noinline]] bool allowed(Core& core, const Uop* u) {
+  if (reads_si(Op) && (u->aux & 1) != 0 &&
+      !check_implicit(core, u->segment, core.reg<A>(kSi), sizeof(T), false)) {
+    return false;
+  }
+  return !uses_di(Op) || (u->aux & 2) == 0 ||
+         check_implicit(core, cpu::ES, core.reg<A>(kDi), sizeof(T), !compares(Op));
+}
+
 /// One element. Comparisons leave their flags in `flags`. False: memory said no.
 template <String Op, class T, class A>
 [[gnu::always_inline]] inline bool element(Core& core, const Uop* u, ArithFlags& flags) {
   T v = core.reg<T>(kAx);
+  if (u->aux != 0 && !allowed<Op, T, A>(core, u)) return false;
   if constexpr (reads_si(Op)) {
     if (!load_value(core, source_va(core, u, core.reg<A>(kSi)), v)) return false;
   }
@@ -138,7 +151,7 @@ std::uint64_t compare_up(const std::byte* a, T accumulator, const std::byte* b,
 /// As many of `count` iterations as both pages allow at once. 0: go by elements.
 template <String Op, class T, class A, Repeat Rep>
 std::uint64_t chunk(Core& core, const Uop* u, std::uint64_t count, ArithFlags& flags) {
-  if ((core.rflags_other & cpu::rflags::DF) != 0 || Op == String::lods) return 0;
+  if ((core.rflags_other & cpu::rflags::DF) != 0 || Op == String::lods || u->aux != 0) return 0;
   const std::byte* from = nullptr;
   std::uint64_t available = kPageSize;
   const std::uint64_t places = core.places();
@@ -254,6 +267,8 @@ bool lower_string(Lowering& l, unsigned bits) {
   u.base = u.index = kZeroSlot * 8;
   u.disp = 0;
   l.implicit_memory(u, source_segment(l));
+  u.aux = static_cast<std::uint8_t>((needs_checks(l.mode, u.segment) ? 1 : 0) |
+                                    (needs_checks(l.mode, cpu::ES) ? 2 : 0));
   l.emit(u);
   return true;
 }

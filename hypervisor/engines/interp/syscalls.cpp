@@ -40,6 +40,7 @@ const Uop* syscall(Core& core, const Uop* u) {
   core.r[cpu::R11] = flags;
   enter_level(core, kCode64, selector, selector + 8, 0);
   core.set_rflags(flags & ~m.sfmask);
+  core.step_trap_by_new_flags();
   return core.finish_at(u, compatible ? m.cstar : m.lstar);
 }
 
@@ -56,6 +57,7 @@ const Uop* sysret(Core& core, const Uop* u) {
               3);
   constexpr std::uint64_t kKept = 0x3C7FD7;  // all but RF, VM and the reserved ones
   core.set_rflags(core.r[cpu::R11] & kKept);
+  core.step_trap_by_new_flags();
   return core.finish_at(u, to_64bit ? target : static_cast<std::uint32_t>(target));
 }
 

@@ -15,13 +15,17 @@ namespace {
 const Uop* put_and_go_on(Core& core, const Uop* u, SegmentName name, const Segment& s,
                          bool shadow) {
   put_segment(core, name, s);
-  if (name != cpu::SS) {
-    core.segment_base[name] = core.long_mode() && name < cpu::FS ? 0 : s.base;
-    return u + 1;
+  if (name == cpu::SS) {
+    core.segments_changed();
+    core.arch.interrupt_shadow = core.debug_shadow = shadow;
+    return core.finish(u);
   }
+  core.segment_base[name] = core.long_mode() && name < cpu::FS ? 0 : s.base;
+  // Whether DS and ES are flat is part of the decode mode.
+  if (core.long_mode() || name >= cpu::FS) return u + 1;
+  const bool before = core.decode_mode.checked;
   core.segments_changed();
-  core.arch.interrupt_shadow = shadow;
-  return core.finish(u);
+  return core.decode_mode.checked == before ? u + 1 : core.finish(u);
 }
 
 /// aux: segment register; aux2: the source is a register, else memory.

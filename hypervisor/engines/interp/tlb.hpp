@@ -63,6 +63,11 @@ class Tlb {
   void fill_fetch(bool user, VA va, std::uint16_t pcid, const Translation& t,
                   std::byte* page) noexcept;
 
+  /// Drops the data entry of `va`: every access to a watched page goes the slow way.
+  void forget(TlbMode mode, VA va) noexcept {
+    TlbEntry& e = slot(mode, va);
+    e.read_tag = e.write_tag = kNoTag;
+  }
   void flush_all() noexcept;
   /// Entries of `pcid` (or of every PCID), globals kept when `keep_global`.
   void flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noexcept;

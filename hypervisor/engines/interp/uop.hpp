@@ -51,12 +51,19 @@ static_assert(sizeof(Uop) == 32);
 
 /// What decoding depends on besides the bytes.
 struct DecodeMode {
-  std::uint8_t bits = 64;                 ///< 16, 32, 64: CS.L and CS.D
-  bool stack32 = false;                   ///< SS.B outside 64-bit mode
-  bool single = false;                    ///< blocks of one instruction: single step, MMIO replay
+  std::uint8_t bits = 64;  ///< 16, 32, 64: CS.L and CS.D
+  bool stack32 = false;    ///< SS.B outside 64-bit mode
+  bool single = false;     ///< blocks of one instruction: single step, MMIO replay
+  /// Outside 64-bit mode: CS, DS, ES or SS is not a flat 4 GiB segment, so limits and rights are
+  /// checked (code for flat segments has no checks in it).
+  bool checked = false;
+  bool aligned = false;                   ///< alignment is checked: CPL 3, CR0.AM, RFLAGS.AC
+  bool real = false;                      ///< real-address or virtual-8086 mode: no VEX encodings
   static constexpr unsigned kSingle = 8;  ///< its bit in key()
   [[nodiscard]] constexpr unsigned key() const noexcept {
-    return (bits == 64 ? 0U : bits == 32 ? 1U : 2U) | (stack32 ? 4U : 0U) | (single ? kSingle : 0U);
+    const unsigned size = bits == 64 ? 0U : bits == 32 ? 1U : 2U;
+    return size | (stack32 ? 4U : 0U) | (single ? kSingle : 0U) | (checked ? 16U : 0U) |
+           (aligned ? 32U : 0U) | (real ? 64U : 0U);
   }
 };
 
