@@ -99,6 +99,9 @@ int run(const RunOptions& options) {
   SaveSignal signal;  // before the VM's threads, which inherit what it blocks
   auto vm = vmm::Vm::create(*config, **console);
   if (!vm) return usage_error(vm.error().message);
+  if (const auto remark = (*vm)->remark(); !remark.empty()) {
+    std::cerr << "strata run: note: " << remark << '\n';
+  }
   (*console)->start_input((*vm)->serial(), [&] { (*vm)->stop(vmm::Ending::quit); });
   if (!config->save.empty()) signal.start([&] { (*vm)->request_save(); });
   const vmm::Outcome outcome = (*vm)->run();
@@ -143,9 +146,11 @@ void add_run_command(CLI::App& app, int& exit_code) {
   command->add_option("--append", options->append, "Kernel command line");
   command->add_option("--memory", options->memory, "Guest memory, e.g. 512M or 2G [512M]");
   command->add_option("--cpus", options->cpus, "Number of vCPUs, 1 to 8 [1]");
-  command->add_option("--engine", options->engine, "Engine: interp [interp]");
-  command->add_option("--mmu", options->mmu,
-                      "Memory backend: shadow, ept, npt or auto [auto]" + vmm::mmu_words_help());
+  command->add_option("--engine", options->engine,
+                      "Engine: interp, or kvm (the host's /dev/kvm) [interp]");
+  command->add_option(
+      "--mmu", options->mmu,
+      "Memory backend: shadow, ept, npt, host (engine kvm) or auto [auto]" + vmm::mmu_words_help());
   command->add_option("--cpu-model", options->cpu_model,
                       "CPU model: default or mitigation-free, and changes to it: "
                       "default,-pcid,+rdpid,vendor=AuthenticAMD [default]");

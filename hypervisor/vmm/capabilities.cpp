@@ -25,6 +25,9 @@ const std::vector<Combination>& combinations() {
 #ifdef STRATA_HAS_SHADOW
       {"interp", "shadow", "shadow"},
 #endif
+#ifdef STRATA_HAS_KVM
+      {kHostEngine, kHostMmu, "the host kernel's"},
+#endif
   };
   return kCombinations;
 }
@@ -100,8 +103,10 @@ Expected<void, std::string> check_combination(std::string_view engine, std::stri
   const MmuChoice choice = parse_choice(mmu_words);
   const std::string_view mmu = choice.name;
   std::string works;
+  std::string engines;
   bool engine_known = false;
   for (const Combination& c : combinations()) {
+    if (engines.find(c.engine) == std::string::npos) engines += fmt::format(" {}", c.engine);
     if (c.engine != engine) continue;
     engine_known = true;
     if (mmu == "auto" || c.mmu == mmu) return check_words(choice);
@@ -109,7 +114,7 @@ Expected<void, std::string> check_combination(std::string_view engine, std::stri
   }
   if (!engine_known) {
     return Unexpected<std::string>{
-        fmt::format("--engine: '{}' is not built in; this build has: interp", engine)};
+        fmt::format("--engine: '{}' is not built in; this build has:{}", engine, engines)};
   }
   return Unexpected<std::string>{fmt::format(
       "--mmu: '{}' does not work with engine {}; this build has:{} auto", mmu, engine, works)};

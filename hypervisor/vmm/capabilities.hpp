@@ -15,6 +15,11 @@
 
 namespace strata::vmm {
 
+/// The engine that leaves translation to the host kernel, and what --mmu calls that: there is no
+/// Mmu to make for it.
+inline constexpr std::string_view kHostEngine = "kvm";
+inline constexpr std::string_view kHostMmu = "host";
+
 /// One engine under one kind of table.
 struct Combination {
   std::string_view engine;
@@ -42,7 +47,8 @@ struct BuiltMmu {
   std::function<nlohmann::json()> details;
 };
 
-/// Makes the backend that `mmu` names (resolved and checked) for a VM with `memory_bytes` of RAM.
+/// Makes the backend that `mmu` names (resolved and checked, not kHostMmu) for a VM with
+/// `memory_bytes` of RAM.
 [[nodiscard]] BuiltMmu make_mmu(std::string_view mmu, P2m& p2m, FrameSource& frames,
                                 FlushDomain& domain, unsigned vcpus, std::uint64_t memory_bytes);
 

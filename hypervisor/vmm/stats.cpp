@@ -177,8 +177,8 @@ json Vm::stats() const {
   out["vcpu"] = vcpus.vcpu;
   out["vcpus"] = vcpus.each;
   out["code_page_bytes"] = group_->code_pages.bytes();
-  out["translation"] = mmu_json(mmu_.mmu->stats());
-  out["backend"] = mmu_.details();
+  out["translation"] = mmu_json(mmu_.mmu ? mmu_.mmu->stats() : MmuStats{});
+  out["backend"] = host_engine_ ? host_engine_->details() : mmu_.details();
   out["devices"] = devices_json(*platform_);
   out["p2m"] = {{"private_pages", p2m_->private_pages()},
                 {"node_bytes", p2m_->table_bytes().nodes},

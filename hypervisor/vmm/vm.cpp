@@ -54,15 +54,16 @@ class Vm::Sink final : public boot::MemorySink {
 /// Devices' and the loader's stores, passed on to whoever keeps derived copies.
 class Vm::Listener final : public machine::WriteListener {
  public:
-  Listener(Mmu& mmu, const std::vector<std::unique_ptr<VcpuThread>>& vcpus)
+  /// `mmu`: null where the host kernel translates.
+  Listener(Mmu* mmu, const std::vector<std::unique_ptr<VcpuThread>>& vcpus)
       : mmu_{mmu}, vcpus_{vcpus} {}
   void memory_written(PA pa, std::uint64_t length) override {
-    mmu_.guest_wrote(pa, length);
+    if (mmu_ != nullptr) mmu_->guest_wrote(pa, length);
     for (const auto& vcpu : vcpus_) vcpu->vcpu().memory_written(pa, length);
   }
 
  private:
-  Mmu& mmu_;
+  Mmu* mmu_;
   const std::vector<std::unique_ptr<VcpuThread>>& vcpus_;
 };
 
@@ -152,8 +153,7 @@ Platform::Config Vm::platform_config() {
 }
 
 Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
-  mmu_ = make_mmu(mmu_name_, *p2m_, *frames_, domain_, config_.cpus, config_.memory_bytes);
-  if (!mmu_.mmu) return bad("the host has no memory for the backend's root table");
+  if (const auto done = build_translation(); !done) return done;
   if (!config_.record.empty()) {
     if (auto done = start_recording(); !done) return done;
   }
@@ -167,7 +167,9 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   group_ = std::make_unique<interp::VcpuGroup>(map_.end().value() >> kPageShift);
   EndingListener& listener = *this;
   for (VcpuId id = 0; id < config_.cpus; ++id) {
-    vcpus_.push_back(std::make_unique<VcpuThread>(id, make_vcpu(id), *platform_, exits, clock_,
+    auto made = make_vcpu(id);
+    if (!made) return Unexpected{made.error()};
+    vcpus_.push_back(std::make_unique<VcpuThread>(id, std::move(*made), *platform_, exits, clock_,
                                                   model_, listener));
     engine::Vcpu& vcpu = vcpus_.back()->vcpu();
     if (exact_->recorder) {
@@ -177,12 +179,28 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
     if (exact_->player) exact_->player->connect(id, vcpu);
     vcpus_.back()->on_request([this] { poke(); });
   }
-  listener_ = std::make_unique<Listener>(*mmu_.mmu, vcpus_);
+  listener_ = std::make_unique<Listener>(mmu_.mmu.get(), vcpus_);
   guest_memory_->add_listener(*listener_);
   return {};
 }
 
-std::unique_ptr<engine::Vcpu> Vm::make_vcpu(VcpuId id) {
+/// The backend, or, where the host kernel keeps the tables, the engine that has it do so.
+Expected<void, ConfigError> Vm::build_translation() {
+  if (mmu_name_ == kHostMmu) {
+    auto host = HostEngine::create(
+        {.memory = guest_memory_.get(), .model = &model_, .tsc = &clock_, .vcpus = config_.cpus},
+        map_);
+    if (!host) return Unexpected{host.error()};
+    host_engine_ = std::move(*host);
+    return {};
+  }
+  mmu_ = make_mmu(mmu_name_, *p2m_, *frames_, domain_, config_.cpus, config_.memory_bytes);
+  if (!mmu_.mmu) return bad("the host has no memory for the backend's root table");
+  return {};
+}
+
+Expected<std::unique_ptr<engine::Vcpu>, ConfigError> Vm::make_vcpu(VcpuId id) {
+  if (host_engine_) return host_engine_->make_vcpu(id, platform_->apic(id));
   interp::CoreEnvironment environment;
   environment.id = id;
   environment.mmu = mmu_.mmu.get();
@@ -204,7 +222,7 @@ std::unique_ptr<engine::Vcpu> Vm::make_vcpu(VcpuId id) {
   environment.model = &model_;
   environment.vcpus = config_.cpus;
   environment.group = group_.get();
-  return std::make_unique<interp::Core>(environment);
+  return std::unique_ptr<engine::Vcpu>{std::make_unique<interp::Core>(environment)};
 }
 
 Expected<void, ConfigError> Vm::load_guest() {

@@ -20,6 +20,7 @@
 #include "machine/machine_memory.hpp"
 #include "machine/p2m.hpp"
 #include "vmm/capabilities.hpp"
+#include "vmm/host_engine.hpp"
 #include "vmm/outcome.hpp"
 #include "vmm/platform.hpp"
 #include "vmm/platform_exits.hpp"
@@ -87,6 +88,10 @@ class Vm final : private devices::MachineControl,
   /// The vCPUs as they stopped, as text. After run().
   [[nodiscard]] std::string vcpu_state() const;
   [[nodiscard]] std::string_view mmu_name() const noexcept { return mmu_name_; }
+  /// A line about what the engine can do only in part on this host; empty: nothing.
+  [[nodiscard]] std::string_view remark() const noexcept {
+    return host_engine_ ? std::string_view{host_engine_->remark()} : std::string_view{};
+  }
 
  private:
   class Sink;
@@ -111,7 +116,8 @@ class Vm final : private devices::MachineControl,
   // EndingListener
   void ended(Outcome outcome) override;
 
-  std::unique_ptr<engine::Vcpu> make_vcpu(VcpuId id);
+  Expected<void, ConfigError> build_translation();
+  Expected<std::unique_ptr<engine::Vcpu>, ConfigError> make_vcpu(VcpuId id);
 
   // vm_exact.cpp: turns on one thread
   void run_turns();
@@ -146,7 +152,8 @@ class Vm final : private devices::MachineControl,
   std::unique_ptr<machine::FrameAllocator> frames_;
   std::unique_ptr<machine::P2mTable> p2m_;
   std::unique_ptr<machine::GuestMemory> guest_memory_;
-  BuiltMmu mmu_;
+  BuiltMmu mmu_;  ///< nothing in it where host_engine_ is
+  std::unique_ptr<HostEngine> host_engine_;
   std::unique_ptr<interp::VcpuGroup> group_;
   /// Guards outcome_ and poked_.
   mutable std::mutex lock_;

@@ -93,7 +93,7 @@ void obey(const char* line, const StartInfo& info) {
     print(line + 5);
     print("\n");
   } else if (equal(line, "check")) {
-    run_checks();
+    run_checks("");
   } else if (equal(line, "poweroff")) {
     power_off();
   } else if (equal(line, "reset")) {
@@ -115,10 +115,10 @@ extern "C" void guest_main(const StartInfo* info) {
     print("FAIL start info: no magic, or no memory map\n");
     stop();
   }
-  const auto* cmdline = reinterpret_cast<const char*>(info->cmdline);
-  if (has_word(info->cmdline != 0 ? cmdline : "", "auto")) {
+  const char* cmdline = info->cmdline != 0 ? reinterpret_cast<const char*>(info->cmdline) : "";
+  if (has_word(cmdline, "auto")) {
     show_memory(*info);
-    run_checks();
+    run_checks(cmdline);
     power_off();
   }
   char line[128];
