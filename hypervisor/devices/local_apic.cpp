@@ -146,11 +146,13 @@ bool LocalApic::take_nmi() {
     if (nmi_limit_.load(std::memory_order_relaxed) != 2) nmi_limit_ = 2;
     return false;
   }
-  nmi_limit_ = 1;  // until the handler's IRET
   std::uint8_t waiting = nmis_.load(std::memory_order_relaxed);
   while (waiting != 0 &&
          !nmis_.compare_exchange_weak(waiting, static_cast<std::uint8_t>(waiting - 1))) {
   }
+  // Until the handler's IRET. Not before the one that is taken has left: an NMI that arrives in
+  // between would find no room and be lost.
+  nmi_limit_ = 1;
   return waiting != 0;
 }
 

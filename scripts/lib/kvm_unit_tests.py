@@ -37,11 +37,15 @@ class Suite:
         self.name = name if arch == "x86_64" else f"{name} (i386)"
         self.kernel = directory / "x86" / section["file"]
         self.cpus = int(section.get("smp", "1").split(",")[0])
-        args = section.get("test_args", "").replace("`date +%s`", str(int(time.time())))
-        self.args = " ".join(shlex.split(args))
+        self.test_args = section.get("test_args", "")
         self.qemu = shlex.split(section.get("qemu_params", section.get("extra_params", "")))
         self.timeout = int(section.get("timeout", "90").rstrip("s"))
         self.default = "nodefault" not in section.get("groups", "")
+
+    @property
+    def args(self):
+        """What the shell would make of them at the moment the suite starts."""
+        return " ".join(shlex.split(self.test_args.replace("`date +%s`", str(int(time.time())))))
 
     def option(self, name):
         return self.qemu[self.qemu.index(name) + 1] if name in self.qemu else ""
