@@ -153,7 +153,7 @@ Platform::Config Vm::platform_config() {
 }
 
 Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
-  if (const auto done = build_translation(); !done) return done;
+  if (auto done = build_translation(); !done) return done;
   if (!config_.record.empty()) {
     if (auto done = start_recording(); !done) return done;
   }

@@ -178,7 +178,7 @@ Expected<void, ConfigError> validate_exact(const VmConfig& config) {
 }  // namespace
 
 Expected<void, ConfigError> validate(const VmConfig& config) {
-  if (const auto exact = validate_exact(config); !exact) return exact;
+  if (auto exact = validate_exact(config); !exact) return exact;
   if (config.kernel.empty() && config.load.empty()) {
     return bad("--kernel is missing: name a vmlinux, bzImage or other PVH kernel");
   }
