@@ -2,6 +2,7 @@
 // here, and saved_state_test.cpp compares devices that were loaded with the ones that were saved.
 // Timers are not here: Timers::deadlines() has them all.
 #include <atomic>
+#include <mutex>
 
 #include "devices/acpi_pm.hpp"
 #include "devices/device_state.hpp"
@@ -25,6 +26,25 @@ void atomic_field(Archive& a, const char* key, std::atomic<T>& value) {
   T copy = value.load(std::memory_order_relaxed);
   a(key, copy);
   if constexpr (Archive::kReads) value.store(copy, std::memory_order_release);
+}
+
+/// fields(archive) into a saved device, under the device's lock.
+template <class Fields>
+nlohmann::json saved(std::mutex& mutex, Fields fields) {
+  const std::lock_guard lock{mutex};
+  StateWriter writer;
+  fields(writer);
+  return std::move(writer).take();
+}
+
+/// fields(archive) out of one; `part` names the device in errors.
+template <class Fields>
+StateResult loaded(std::mutex& mutex, const nlohmann::json& state, const char* part,
+                   Fields fields) {
+  const std::lock_guard lock{mutex};
+  StateReader reader{state, part};
+  fields(reader);
+  return reader.result();
 }
 
 }  // namespace
@@ -59,17 +79,11 @@ void Pic8259::fields(Archive& a) {
 }
 
 nlohmann::json Pic8259::save() {
-  const std::lock_guard lock{mutex_};
-  StateWriter writer;
-  fields(writer);
-  return std::move(writer).take();
+  return saved(mutex_, [this](auto& a) { fields(a); });
 }
 
 StateResult Pic8259::load(const nlohmann::json& state) {
-  const std::lock_guard lock{mutex_};
-  StateReader reader{state, "pic"};
-  fields(reader);
-  return reader.result();
+  return loaded(mutex_, state, "pic", [this](auto& a) { fields(a); });
 }
 
 // ---- I/O APIC -----------------------------------------------------------------------------------
@@ -83,17 +97,11 @@ void IoApic::fields(Archive& a) {
 }
 
 nlohmann::json IoApic::save() {
-  const std::lock_guard lock{mutex_};
-  StateWriter writer;
-  fields(writer);
-  return std::move(writer).take();
+  return saved(mutex_, [this](auto& a) { fields(a); });
 }
 
 StateResult IoApic::load(const nlohmann::json& state) {
-  const std::lock_guard lock{mutex_};
-  StateReader reader{state, "ioapic"};
-  fields(reader);
-  return reader.result();
+  return loaded(mutex_, state, "ioapic", [this](auto& a) { fields(a); });
 }
 
 // ---- PIT ----------------------------------------------------------------------------------------
@@ -131,17 +139,11 @@ void Pit8254::fields(Archive& a) {
 }
 
 nlohmann::json Pit8254::save() {
-  const std::lock_guard lock{mutex_};
-  StateWriter writer;
-  fields(writer);
-  return std::move(writer).take();
+  return saved(mutex_, [this](auto& a) { fields(a); });
 }
 
 StateResult Pit8254::load(const nlohmann::json& state) {
-  const std::lock_guard lock{mutex_};
-  StateReader reader{state, "pit"};
-  fields(reader);
-  return reader.result();
+  return loaded(mutex_, state, "pit", [this](auto& a) { fields(a); });
 }
 
 // ---- RTC ----------------------------------------------------------------------------------------
@@ -173,17 +175,11 @@ void RtcCmos::fields(Archive& a) {
 }
 
 nlohmann::json RtcCmos::save() {
-  const std::lock_guard lock{mutex_};
-  StateWriter writer;
-  fields(writer);
-  return std::move(writer).take();
+  return saved(mutex_, [this](auto& a) { fields(a); });
 }
 
 StateResult RtcCmos::load(const nlohmann::json& state) {
-  const std::lock_guard lock{mutex_};
-  StateReader reader{state, "rtc"};
-  fields(reader);
-  return reader.result();
+  return loaded(mutex_, state, "rtc", [this](auto& a) { fields(a); });
 }
 
 // ---- ACPI ---------------------------------------------------------------------------------------
@@ -200,17 +196,11 @@ void AcpiPm::fields(Archive& a) {
 }
 
 nlohmann::json AcpiPm::save() {
-  const std::lock_guard lock{mutex_};
-  StateWriter writer;
-  fields(writer);
-  return std::move(writer).take();
+  return saved(mutex_, [this](auto& a) { fields(a); });
 }
 
 StateResult AcpiPm::load(const nlohmann::json& state) {
-  const std::lock_guard lock{mutex_};
-  StateReader reader{state, "acpi"};
-  fields(reader);
-  return reader.result();
+  return loaded(mutex_, state, "acpi", [this](auto& a) { fields(a); });
 }
 
 // ---- serial port --------------------------------------------------------------------------------
@@ -235,17 +225,11 @@ void Serial8250::fields(Archive& a) {
 }
 
 nlohmann::json Serial8250::save() {
-  const std::lock_guard lock{mutex_};
-  StateWriter writer;
-  fields(writer);
-  return std::move(writer).take();
+  return saved(mutex_, [this](auto& a) { fields(a); });
 }
 
 StateResult Serial8250::load(const nlohmann::json& state) {
-  const std::lock_guard lock{mutex_};
-  StateReader reader{state, "serial"};
-  fields(reader);
-  return reader.result();
+  return loaded(mutex_, state, "serial", [this](auto& a) { fields(a); });
 }
 
 // ---- PCI, odd ports -----------------------------------------------------------------------------
@@ -257,17 +241,11 @@ void PciHost::fields(Archive& a) {
 }
 
 nlohmann::json PciHost::save() {
-  const std::lock_guard lock{mutex_};
-  StateWriter writer;
-  fields(writer);
-  return std::move(writer).take();
+  return saved(mutex_, [this](auto& a) { fields(a); });
 }
 
 StateResult PciHost::load(const nlohmann::json& state) {
-  const std::lock_guard lock{mutex_};
-  StateReader reader{state, "pci"};
-  fields(reader);
-  return reader.result();
+  return loaded(mutex_, state, "pci", [this](auto& a) { fields(a); });
 }
 
 nlohmann::json SystemPorts::save() {
@@ -295,17 +273,11 @@ void KvmClock::fields(Archive& a) {
 }
 
 nlohmann::json KvmClock::save() {
-  const std::lock_guard lock{mutex_};
-  StateWriter writer;
-  fields(writer);
-  return std::move(writer).take();
+  return saved(mutex_, [this](auto& a) { fields(a); });
 }
 
 StateResult KvmClock::load(const nlohmann::json& state) {
-  const std::lock_guard lock{mutex_};
-  StateReader reader{state, "kvmclock"};
-  fields(reader);
-  return reader.result();
+  return loaded(mutex_, state, "kvmclock", [this](auto& a) { fields(a); });
 }
 
 // ---- local APIC ---------------------------------------------------------------------------------
@@ -344,10 +316,7 @@ void LocalApic::fields(Archive& a) {
 }
 
 nlohmann::json LocalApic::save() {
-  const std::lock_guard lock{mutex_};
-  StateWriter writer;
-  fields(writer);
-  return std::move(writer).take();
+  return saved(mutex_, [this](auto& a) { fields(a); });
 }
 
 StateResult LocalApic::load(const nlohmann::json& state) {
