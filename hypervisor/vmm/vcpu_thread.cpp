@@ -39,44 +39,36 @@ void VcpuThread::join() {
 
 // ---- from other threads -------------------------------------------------------------------------
 
-void VcpuThread::request_stop() noexcept {
+template <class Change>
+void VcpuThread::post(Change change) {
   {
     const std::lock_guard guard{lock_};
-    requests_.stop = true;
+    change(requests_);
   }
   changed_.notify_all();
   if (poke_) poke_();
+}
+
+void VcpuThread::request_stop() noexcept {
+  post([](Requests& r) { r.stop = true; });
   vcpu_->kick();
 }
 
 void VcpuThread::wake() {
-  {
-    const std::lock_guard guard{lock_};
-    requests_.woken = true;
-  }
-  changed_.notify_all();
-  if (poke_) poke_();
+  post([](Requests& r) { r.woken = true; });
   vcpu_->interrupt();
 }
 
 void VcpuThread::post_init() {
-  {
-    const std::lock_guard guard{lock_};
-    requests_.init = true;
-    requests_.startup.reset();  // of the time before
-  }
-  changed_.notify_all();
-  if (poke_) poke_();
+  post([](Requests& r) {
+    r.init = true;
+    r.startup.reset();  // of the time before
+  });
   vcpu_->kick();
 }
 
 void VcpuThread::post_startup(std::uint8_t vector) {
-  {
-    const std::lock_guard guard{lock_};
-    requests_.startup = vector;
-  }
-  changed_.notify_all();
-  if (poke_) poke_();
+  post([vector](Requests& r) { r.startup = vector; });
   vcpu_->kick();
 }
 

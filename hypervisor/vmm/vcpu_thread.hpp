@@ -100,6 +100,9 @@ class VcpuThread {
     [[nodiscard]] bool any() const noexcept { return woken || stop || init || startup; }
   };
 
+  /// change(requests_), and an end to the thread's sleep. Any thread.
+  template <class Change>
+  void post(Change change);
   // From the local APIC. Any thread.
   void wake();
   void post_init();
