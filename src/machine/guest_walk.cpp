@@ -53,12 +53,6 @@ class GuestTables {
 
 constexpr std::uint64_t kLow32 = 0xFFFF'FFFF;
 
-/// A present PDPTE's reserved bits: 2:1, 8:5 and everything above the physical address (SDM 3A
-/// table 4-8). MOV to CR3 refuses them, but a restored or hostile state may hold them.
-constexpr std::uint64_t pdpte_reserved(const PagingContext& c) noexcept {
-  return bit_range(1, 2) | bit_range(5, 8) | bit_range(c.maxphyaddr, 63);
-}
-
 Fault page_fault(const WalkFault& f, Access access, const PagingContext& context, VA va) noexcept {
   return {Stage::guest_table, FaultKind::page_fault,
           page_fault_code(f, access, has_fetch_bit(context)), va, PA{}};
@@ -99,15 +93,12 @@ Expected<GuestWalk, Fault> walk_as(const PagingContext& context, VA va, std::uin
 Expected<GuestWalk, Fault> walk_pae(const PagingContext& context, VA va, Access access,
                                     GuestTables& tables, GuestWalkCounters& counters) {
   const std::uint64_t input = va.value() & kLow32;
-  const std::uint64_t pdpte = context.pdpte[input >> 30];
-  const bool present = (pdpte & X86Bits::kPresent) != 0;
-  if (!present || (pdpte & pdpte_reserved(context)) != 0) {
+  if (const auto stop = pdpte_stop(context, va)) {
     ++counters.faults;
-    const WalkFault f{present ? WalkStop::reserved : WalkStop::not_present, 3, {}, {}};
-    return Unexpected{page_fault(f, access, context, va)};
+    return Unexpected{page_fault({*stop, 3, {}, {}}, access, context, va)};
   }
-  return walk_as<PaeFormat>(context, va, input, PaeFormat::table_address(pdpte), access, tables,
-                            counters);
+  const std::uint64_t root = PaeFormat::table_address(context.pdpte[input >> kHugePageShift]);
+  return walk_as<PaeFormat>(context, va, input, root, access, tables, counters);
 }
 
 GuestWalk identity(VA va) noexcept {
@@ -118,6 +109,15 @@ GuestWalk identity(VA va) noexcept {
 }
 
 }  // namespace
+
+std::optional<WalkStop> pdpte_stop(const PagingContext& context, VA va) noexcept {
+  const std::uint64_t pdpte = context.pdpte[va.value() >> kHugePageShift & 3];
+  if ((pdpte & X86Bits::kPresent) == 0) return WalkStop::not_present;
+  const std::uint64_t reserved =
+      bit_range(1, 2) | bit_range(5, 8) | bit_range(context.maxphyaddr, 63);
+  if ((pdpte & reserved) != 0) return WalkStop::reserved;
+  return std::nullopt;
+}
 
 Expected<GuestWalk, Fault> guest_walk(const PagingContext& context, VA va, Access access, P2m& p2m,
                                       MachineWindow window, GuestWalkCounters& counters) {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 
 #include "machine/walk.hpp"
 #include "mmu/expected.hpp"
@@ -49,6 +50,11 @@ struct GuestWalk {
 /// host is out of memory. Thread-safe; `counters` is the caller's own.
 Expected<GuestWalk, Fault> guest_walk(const PagingContext& context, VA va, Access access, P2m& p2m,
                                       MachineWindow window, GuestWalkCounters& counters);
+
+/// Why the PDPTE register of `va` gives no page directory, or nothing where it does. MOV to CR3
+/// refuses a present one with reserved bits (2:1, 8:5 and everything above the physical address;
+/// SDM 3A table 4-8), but a restored or hostile state may hold them.
+[[nodiscard]] std::optional<WalkStop> pdpte_stop(const PagingContext& context, VA va) noexcept;
 
 /// Whether a fetch's #PF sets the I/D bit (SDM 3A 4.7): SMEP, or NXE with PAE or long-mode tables.
 [[nodiscard]] constexpr bool has_fetch_bit(const PagingContext& c) noexcept {

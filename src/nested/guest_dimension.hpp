@@ -100,15 +100,14 @@ class GuestTables {
   std::uint64_t relocks_ = 0;
 };
 
-/// Where a walk of the guest's tables begins; nothing for a PDPTE that is not present.
+/// Where a walk of the guest's tables begins, or why a PDPTE names no table.
 template <class GuestFormat>
-[[nodiscard]] std::optional<machine::WalkStart> guest_root(const PagingContext& c,
-                                                           std::uint64_t va) noexcept {
+[[nodiscard]] Expected<machine::WalkStart, machine::WalkStop> guest_root(const PagingContext& c,
+                                                                         VA va) noexcept {
   std::uint64_t table = c.root.value();
   if constexpr (std::is_same_v<GuestFormat, machine::PaeFormat>) {
-    const std::uint64_t pdpte = c.pdpte[va >> kHugePageShift & 3];
-    if ((pdpte & machine::X86Bits::kPresent) == 0) return std::nullopt;
-    table = machine::PaeFormat::table_address(pdpte);
+    if (const auto stop = machine::pdpte_stop(c, va)) return Unexpected{*stop};
+    table = machine::PaeFormat::table_address(c.pdpte[va.value() >> kHugePageShift & 3]);
   }
   return machine::WalkStart{table & ~kPageMask, GuestFormat::kLevels, {}};
 }

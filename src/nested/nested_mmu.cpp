@@ -194,8 +194,8 @@ class Backend final : public NestedMmu {
   template <class G>
   Expected<WalkResult, WalkFault> walk_guest(Vcpu& v, VA va, Access access,
                                              GuestTables<TableFormat>& memory) {
-    const auto root = guest_root<G>(v.context, va.value());
-    if (!root) return Unexpected{WalkFault{WalkStop::not_present, 3, {}, {}}};
+    const auto root = guest_root<G>(v.context, va);
+    if (!root) return Unexpected{WalkFault{root.error(), 3, {}, {}}};
     const std::uint16_t pcid = v.context.pcid;
     if (!nested_.options().guest_caches) {
       return machine::walk<G>(*root, va.value(), access, v.controls, memory);

@@ -60,6 +60,11 @@ class Walk {
     va_ = field(va_, 31, 0);
     const std::uint64_t pdpte = c_.pdpte.at(va_ / 0x4000'0000);
     if (!on(pdpte, 0)) return not_present();
+    // Table 4-8. A load of CR3 refuses them (4.4.1), so only a state from elsewhere can hold them.
+    if (field(pdpte, 2, 1) != 0 || field(pdpte, 8, 5) != 0 ||
+        field(pdpte, 63, c_.maxphyaddr) != 0) {
+      return reserved();
+    }
     return directory(field(pdpte, 51, 12));
   }
 

@@ -220,6 +220,19 @@ TEST_P(DirectoryPointers, CarryNoRights) {
   }
 }
 
+/// Table 4-8: bits 2:1, 8:5 and those above the physical address; the other low ones mean nothing.
+TEST_P(DirectoryPointers, ReservedBits) {
+  PagingContext c = world.context;
+  const std::uint64_t good = c.pdpte.at(2);
+  for (unsigned bit = 1; bit < 64; ++bit) {
+    if (bit >= 12 && bit < c.maxphyaddr) continue;  // the address
+    c.pdpte.at(2) = good | std::uint64_t{1} << bit;
+    world.set(c);
+    world.flush();
+    for (const Access& access : kAccesses) ASSERT_EQ(world.judge(access), "") << bit;
+  }
+}
+
 bool always(std::string_view, const Layout&) { return true; }
 bool checks_reserved(std::string_view backend, const Layout&) { return backend != kTableless; }
 bool is_i386_small(std::string_view, const Layout& l) {

@@ -108,17 +108,36 @@ std::string GuestRun::run(RunTotals& totals) {
 }
 
 std::string GuestRun::turn(VirtualCpu& cpu, RunTotals& totals) {
-  cpu.core->limit_run(options_.comparable ? 1 : 1 + rng_.below(200));
-  if (rng_.chance(20)) {
-    cpu.core->stop_at({cpu.core->position().instructions + 1 + rng_.below(300),
-                       rng_.chance(20) ? 1 + rng_.below(20) : 0});
+  const engine::VcpuPosition before = cpu.core->position();
+  if (options_.comparable) {
+    // How often the run loop looks around is the backend's affair too, so the limit is only there
+    // to end a guest that retires nothing any more.
+    cpu.core->limit_run(64);
+    cpu.core->stop_at({before.instructions + 1, 0});
+  } else {
+    cpu.core->limit_run(1 + rng_.below(200));
+    if (rng_.chance(20)) {
+      cpu.core->stop_at(
+          {before.instructions + 1 + rng_.below(300), rng_.chance(20) ? 1 + rng_.below(20) : 0});
+    }
   }
+  const std::uint64_t edits = mmu_->stats().traced_writes;
   const engine::Exit exit = cpu.core->run();
   ++totals.exits[static_cast<std::size_t>(exit.kind)];
   const cpu::VcpuState state = cpu.core->state();
   if (auto why = broken_rule(state, model_); !why.empty()) return why;
   if (auto why = broken_exit(exit, model_); !why.empty()) return why;
-  if (options_.comparable) steps_.push_back({exit.kind, exit.data + exit.pa.value(), state});
+  if (options_.comparable) {
+    const bool limited =
+        exit.kind == ExitKind::interrupted && cpu.core->position().instructions == before.instructions;
+    tables_edited_ = tables_edited_ || mmu_->stats().traced_writes != edits;
+    const bool may_differ = limited || tables_edited_;
+    const auto* other = options_.reference;
+    const bool compared = other != nullptr && steps_.size() < other->size() &&
+                          (*other)[steps_.size()].may_differ;
+    steps_.push_back({exit.kind, exit.data + exit.pa.value(), state, may_differ,
+                      may_differ || compared ? memory_hash() : 0});
+  }
   if (auto why = answer(cpu, exit); !why.empty()) return why;
   if (!cpu.stopped) disturb(cpu);
   return {};
@@ -170,7 +189,10 @@ std::string GuestRun::answer(VirtualCpu& cpu, const engine::Exit& exit) {
 void GuestRun::disturb(VirtualCpu& cpu) {
   interp::Core& core = *cpu.core;
   const bool boundary = !core.exception.valid && core.mmio.count == 0 && !core.completion.ready;
-  if (boundary && (options_.comparable || rng_.chance(5))) core.set_state(core.state());
+  if (boundary && (options_.comparable || rng_.chance(5))) {
+    core.set_state(core.state());  // drops every cached translation
+    tables_edited_ = false;
+  }
   if (rng_.chance(12)) {
     cpu.interrupts.assert_interrupt(static_cast<std::uint8_t>(16 + rng_.below(240)));
     core.interrupt();
@@ -180,7 +202,8 @@ void GuestRun::disturb(VirtualCpu& cpu) {
     core.interrupt();
   }
   if (rng_.chance(3)) core.kick();
-  if (rng_.chance(8)) interfere_with_memory();
+  // Translations cached on the way into an event may outlive a device's store to the tables, or not.
+  if (rng_.chance(8) && (boundary || !options_.comparable)) interfere_with_memory();
 }
 
 /// Devices that write to memory, a balloon, and dirty logging.

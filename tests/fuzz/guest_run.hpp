@@ -42,20 +42,27 @@ class FuzzRandomness final : public engine::RandomSource {
   Random rng_;
 };
 
-struct RunOptions {
-  std::uint64_t seed = 0;
-  unsigned vcpus = 1;
-  unsigned turns = 40;  ///< run() calls, all vCPUs together
-  /// Steps of one block, with every cached translation dropped between them, and a record of each:
-  /// so that backends can be compared.
-  bool comparable = false;
-};
-
 /// One step of a comparable run.
 struct Step {
   engine::ExitKind kind = engine::ExitKind::interrupted;
   std::uint64_t data = 0;
   cpu::VcpuState state;
+  /// Backends may differ here. Either the guest stored to a page table that this one shadows: what
+  /// the rest of the step saw of the old entries is up to the backend (SDM 3A 4.10.2.3). Or nothing
+  /// was retired: the run ended between two exceptions or two iterations of a string instruction.
+  bool may_differ = false;
+  std::uint64_t memory_hash = 0;  ///< where it, or the reference, may differ
+};
+
+struct RunOptions {
+  std::uint64_t seed = 0;
+  unsigned vcpus = 1;
+  unsigned turns = 40;  ///< run() calls, all vCPUs together
+  /// Steps of one instruction, with every cached translation dropped between them, and a record of each:
+  /// so that backends can be compared.
+  bool comparable = false;
+  /// Steps of the run that this one is compared with.
+  const std::vector<Step>* reference = nullptr;
 };
 
 /// Counts over all runs.
@@ -111,6 +118,7 @@ class GuestRun {
   std::vector<std::unique_ptr<VirtualCpu>> cpus_;
   std::unique_ptr<Listener> listener_;
   std::vector<Step> steps_;
+  bool tables_edited_ = false;  ///< since translations were dropped
 };
 
 }  // namespace strata::fuzz
