@@ -101,6 +101,12 @@ class Mmu : public P2mObserver {
   /// `length` bytes at `pa` of a traced page were stored by a vCPU, a device or a loader.
   virtual void guest_wrote(PA pa, std::uint64_t length) = 0;
 
+  /// A vCPU's store to a traced page and its guest_wrote() lie between these two calls, with
+  /// nothing in between that can wait. Another vCPU may see the store before the backend hears of
+  /// it; once it has invalidated the address, it must not find the old translation any more.
+  virtual void traced_store_begins(VcpuId /*vcpu*/) noexcept {}
+  virtual void traced_store_ends(VcpuId /*vcpu*/) noexcept {}
+
   [[nodiscard]] virtual MmuStats stats() const noexcept = 0;
 };
 

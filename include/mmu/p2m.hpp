@@ -60,6 +60,19 @@ class P2mEntry {
   [[nodiscard]] constexpr unsigned version() const noexcept {
     return static_cast<unsigned>(raw_ >> 52);
   }
+  /// A table may point at the page as it is, if only for reading.
+  [[nodiscard]] constexpr bool mappable() const noexcept {
+    if (busy()) return false;
+    switch (state()) {
+      case PageState::zero:
+      case PageState::private_page:
+      case PageState::shared:
+      case PageState::rom:
+        return true;
+      default:
+        return false;
+    }
+  }
 
   [[nodiscard]] constexpr P2mEntry with_state(PageState s, std::uint64_t payload) const noexcept {
     return P2mEntry{(raw_ & (kMarksMask | kVersionMask)) | make(s, payload).raw_};

@@ -250,7 +250,7 @@ class NestedDimension {
   /// us. False: the page can not be mapped at this moment.
   Expected<bool, Fault> install_locked(PPN ppn, Flush& flush) {
     const P2mLookup now = p2m_->lookup(ppn);
-    if (!mappable(now.entry)) return false;
+    if (!now.entry.mappable()) return false;
     const P2mTarget target = target_of(now.entry, p2m_->zero_frame());
     const Leaf leaf = leaf_of(ppn, now, target);
     std::uint64_t splits = 0;
@@ -271,19 +271,6 @@ class NestedDimension {
     forget(first, first + (Table::bytes_of(leaf.level) - 1), !freed->empty());
     if (!freed->empty()) count_.joins.add();
     release_later(std::move(*freed), flush);
-  }
-
-  [[nodiscard]] static bool mappable(P2mEntry entry) {
-    if (entry.busy()) return false;
-    switch (entry.state()) {
-      case PageState::zero:
-      case PageState::private_page:
-      case PageState::shared:
-      case PageState::rom:
-        return true;
-      default:
-        return false;
-    }
   }
 
   /// The largest level at which the P2M's run around `ppn` can be one leaf.
@@ -340,7 +327,7 @@ class NestedDimension {
       if (at.value() < next) return;
       const PPN ppn = page_of(at);
       const P2mLookup now = p2m_->lookup(ppn);
-      const unsigned wanted = mappable(now.entry) ? level_of(ppn, now) : 1;
+      const unsigned wanted = now.entry.mappable() ? level_of(ppn, now) : 1;
       const std::uint64_t bytes = Table::bytes_of(wanted);
       const std::uint64_t base = at.value() & ~(bytes - 1);
       if (wanted <= level || base < first || base + bytes > end) return;

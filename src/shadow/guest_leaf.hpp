@@ -57,20 +57,6 @@ inline constexpr std::uint64_t kTakenOver =
   return leaf;
 }
 
-/// Whether pages with this P2M entry can be mapped as they are, if only for reading.
-[[nodiscard]] constexpr bool mappable(P2mEntry entry) noexcept {
-  if (entry.busy()) return false;
-  switch (entry.state()) {
-    case PageState::zero:
-    case PageState::private_page:
-    case PageState::shared:
-    case PageState::rom:
-      return true;
-    default:
-      return false;
-  }
-}
-
 /// The entries of one guest table of leaves as they are now. Valid while the backend lock is held:
 /// a page that goes elsewhere is announced by p2m_changed() first, which takes it exclusively.
 class GuestLeaves {
@@ -79,7 +65,7 @@ class GuestLeaves {
   /// there are no leaves.
   GuestLeaves(const P2m& p2m, MachineWindow window, const PageKey& key) noexcept : key_{&key} {
     const P2mEntry entry = p2m.lookup(PPN{key.base}).entry;
-    if (mappable(entry)) page_ = window.host(address_of(target_of(entry, p2m.zero_frame()).mpn));
+    if (entry.mappable()) page_ = window.host(address_of(target_of(entry, p2m.zero_frame()).mpn));
   }
   [[nodiscard]] std::optional<GuestLeaf> at(std::uint32_t index) const noexcept {
     if (page_ == nullptr) return std::nullopt;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <mutex>
 #include <shared_mutex>
+#include <thread>
 
 #include "shadow/translation.hpp"
 
@@ -169,8 +170,28 @@ void ShadowMmu::invalidate(VcpuId vcpu, FlushScope scope, std::uint16_t pcid, VA
   if (vcpu >= vcpus_.size()) return;
   Vcpu& v = vcpus_[vcpu];
   v.invalidations.add(1);
+  await_traced_stores(vcpu);
   if (scope != FlushScope::address) return v.history.flush(scope, pcid, tables_->clock());
   forget_address(vcpu, va);
+}
+
+void ShadowMmu::traced_store_begins(VcpuId vcpu) noexcept {
+  if (vcpu < vcpus_.size()) vcpus_[vcpu].traced_stores.fetch_add(1, std::memory_order_acq_rel);
+}
+
+void ShadowMmu::traced_store_ends(VcpuId vcpu) noexcept {
+  if (vcpu < vcpus_.size()) vcpus_[vcpu].traced_stores.fetch_add(1, std::memory_order_release);
+}
+
+/// A vCPU that flushes after it has seen another's store to a table must meet the new entry (SDM 3A
+/// 4.10.4.2), so the store's announcement has to have arrived. Nobody waits for this vCPU in
+/// between: the storing one is on its way out of guest_wrote().
+void ShadowMmu::await_traced_stores(VcpuId vcpu) const noexcept {
+  for (const Vcpu& v : vcpus_) {
+    const std::uint32_t seen = v.traced_stores.load(std::memory_order_acquire);
+    if ((seen & 1) == 0 || &v == &vcpus_[vcpu]) continue;
+    while (v.traced_stores.load(std::memory_order_acquire) == seen) std::this_thread::yield();
+  }
 }
 
 void ShadowMmu::forget_address(VcpuId vcpu, VA va) {

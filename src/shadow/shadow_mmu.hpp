@@ -49,6 +49,8 @@ class ShadowMmu final : public ShadowBackend {
   void invalidate_page(VcpuId vcpu, VA va) override;
   void invalidate(VcpuId vcpu, FlushScope scope, std::uint16_t pcid, VA va) override;
   void guest_wrote(PA pa, std::uint64_t length) override;
+  void traced_store_begins(VcpuId vcpu) noexcept override;
+  void traced_store_ends(VcpuId vcpu) noexcept override;
   void p2m_changed(PpnRange range, Flush& flush) override;
   [[nodiscard]] MmuStats stats() const noexcept override;
   [[nodiscard]] ShadowStats shadow_stats() const override;
@@ -77,6 +79,8 @@ class ShadowMmu final : public ShadowBackend {
     FlushHistory history;
     Counter translations, walks, guest_references, table_references, ad_writes, misses, faults,
         invalidations, root_hits, unlinked, retries;
+    /// Odd while a store to a traced page is under way. Other vCPUs read it, so in a line apart.
+    alignas(64) std::atomic<std::uint32_t> traced_stores{0};
   };
 
   /// What a miss found out before it took the lock.
@@ -109,6 +113,7 @@ class ShadowMmu final : public ShadowBackend {
                                                           VA va, Access access,
                                                           const machine::WalkControls& controls,
                                                           bool traced);
+  void await_traced_stores(VcpuId vcpu) const noexcept;
   /// INVLPG, and what a page fault drops for its address (SDM 3A 4.10.4.1).
   void forget_address(VcpuId vcpu, VA va);
   Expected<Translation, Fault> miss(VcpuId vcpu, VA va, Access access, bool anywhere);

@@ -191,7 +191,7 @@ void ShadowTables::prefetch(Slot slot, std::uint64_t linear_bits, Change& change
       leaf = *read;
     }
     const P2mEntry entry = p2m_.lookup(leaf.ppn).entry;
-    if (!mappable(entry)) continue;
+    if (!entry.mappable()) continue;
     const P2mTarget target = target_of(entry, p2m_.zero_frame());
     std::uint64_t bits = leaf.bits | kPrefetched | target.mpn.value() << kPageShift;
     if (leaf.writable && target.writable) {

@@ -128,13 +128,13 @@ std::string GuestRun::turn(VirtualCpu& cpu, RunTotals& totals) {
   if (auto why = broken_rule(state, model_); !why.empty()) return why;
   if (auto why = broken_exit(exit, model_); !why.empty()) return why;
   if (options_.comparable) {
-    const bool limited =
-        exit.kind == ExitKind::interrupted && cpu.core->position().instructions == before.instructions;
+    const bool limited = exit.kind == ExitKind::interrupted &&
+                         cpu.core->position().instructions == before.instructions;
     tables_edited_ = tables_edited_ || mmu_->stats().traced_writes != edits;
     const bool may_differ = limited || tables_edited_;
     const auto* other = options_.reference;
-    const bool compared = other != nullptr && steps_.size() < other->size() &&
-                          (*other)[steps_.size()].may_differ;
+    const bool compared =
+        other != nullptr && steps_.size() < other->size() && (*other)[steps_.size()].may_differ;
     steps_.push_back({exit.kind, exit.data + exit.pa.value(), state, may_differ,
                       may_differ || compared ? memory_hash() : 0});
   }
@@ -202,7 +202,8 @@ void GuestRun::disturb(VirtualCpu& cpu) {
     core.interrupt();
   }
   if (rng_.chance(3)) core.kick();
-  // Translations cached on the way into an event may outlive a device's store to the tables, or not.
+  // Translations cached on the way into an event may outlive a device's store to the tables, or
+  // not.
   if (rng_.chance(8) && (boundary || !options_.comparable)) interfere_with_memory();
 }
 

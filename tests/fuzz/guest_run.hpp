@@ -58,8 +58,8 @@ struct RunOptions {
   std::uint64_t seed = 0;
   unsigned vcpus = 1;
   unsigned turns = 40;  ///< run() calls, all vCPUs together
-  /// Steps of one instruction, with every cached translation dropped between them, and a record of each:
-  /// so that backends can be compared.
+  /// Steps of one instruction, with every cached translation dropped between them, and a record of
+  /// each: so that backends can be compared.
   bool comparable = false;
   /// Steps of the run that this one is compared with.
   const std::vector<Step>* reference = nullptr;

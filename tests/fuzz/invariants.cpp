@@ -70,9 +70,11 @@ std::string broken_addresses(const VcpuState& s) {
 }
 
 std::string broken_segments(const VcpuState& s) {
-  for (const cpu::Segment& g : s.segment) {
+  for (std::size_t i = 0; i < s.segment.size(); ++i) {
+    const cpu::Segment& g = s.segment[i];
     if (g.attributes >> 17 != 0) return fmt::format("segment attributes {:#x}", g.attributes);
-    if ((s.efer & efer::LMA) == 0 && g.base >> 32 != 0) {
+    // FS and GS have MSRs of 64 bits in every mode (SDM 3A 3.4.4).
+    if ((s.efer & efer::LMA) == 0 && i < cpu::FS && g.base >> 32 != 0) {
       return fmt::format("segment base {:#x} outside IA-32e mode", g.base);
     }
   }

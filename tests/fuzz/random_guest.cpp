@@ -164,7 +164,8 @@ class Fuzzer {
     for (std::size_t i = 0; i < totals_.exits.size(); ++i) {
       fmt::print(" {} {}", name_of(static_cast<engine::ExitKind>(i)), totals_.exits[i]);
     }
-    if (options_.compare) fmt::print("; comparisons {}, ended early {}", comparisons_, ended_early_);
+    if (options_.compare)
+      fmt::print("; comparisons {}, ended early {}", comparisons_, ended_early_);
     fmt::print("\n");
     std::fflush(stdout);
   }

@@ -441,6 +441,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool store_slow(std::uint64_t va, const void* data, unsigned size, Access access);
   bool rmw_begin_slow(std::uint64_t va, unsigned size, Rmw& m);
   bool rmw_end_slow(Rmw& m);
+  void traced_store_done(PA pa, std::uint64_t length);
   /// One page's worth of an access, resolved: a host pointer, or an MMIO address.
   struct Place;
   bool locate(std::uint64_t va, Access access, Place& place);

@@ -171,8 +171,9 @@ bool Core::place_load(const Place& p, void* out, unsigned size) {
 bool Core::place_store(const Place& p, const void* data, unsigned size) {
   if (p.mmio) return mmio_store(p.pa, data, size);
   if (p.host == nullptr) return true;  // ROM: the store is dropped
+  if (p.traced) env.mmu->traced_store_begins(env.id);
   copy_natural(p.host, data, size);
-  if (p.traced) env.mmu->guest_wrote(p.pa, size);
+  if (p.traced) traced_store_done(p.pa, size);
   if (p.code) code_written(p.pa, size);
   return true;
 }
@@ -264,6 +265,7 @@ bool Core::rmw_begin_slow(std::uint64_t va, unsigned size, Rmw& m) {
       m.host = place.host;
       m.pa = place.pa;
       m.traced = place.traced;
+      if (m.traced) env.mmu->traced_store_begins(env.id);  // until rmw_end()
       m.code = place.code;
       m.size = place.traced || place.code ? size : 0;
       return true;
@@ -286,9 +288,14 @@ bool Core::rmw_end_slow(Rmw& m) {
   if (m.bounced) {
     return store_slow(m.va, m.bounce.data(), m.size, {AccessKind::write, cpl == 3, ac()});
   }
-  if (m.traced) env.mmu->guest_wrote(m.pa, m.size);
+  if (m.traced) traced_store_done(m.pa, m.size);
   if (m.code) code_written(m.pa, m.size);
   return true;
+}
+
+void Core::traced_store_done(PA pa, std::uint64_t length) {
+  env.mmu->guest_wrote(pa, length);
+  env.mmu->traced_store_ends(env.id);
 }
 
 void Core::code_written(PA pa, std::uint64_t length) {

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -88,6 +89,33 @@ TEST(RealP2m, SharingLoggingAndDiscardingReachTheShadow) {
     flush.commit();
   }
   EXPECT_EQ(go(AccessKind::read).page, address_of(g.m.p2m.zero_frame()));
+}
+
+/// One vCPU polls a table entry, flushes when it has changed and looks: the other one's store has
+/// landed then, its announcement has not (held back here as by a host that preempts the thread).
+TEST(RealP2m, AFlushAfterSeeingAStoreWaitsForItsAnnouncement) {
+  ShadowOptions options;
+  options.unsync = false;
+  RealGuest g{options};
+  g.fill(2);
+  const PA entry{g.table.value() + 8};
+  g.m.store(entry, to(kFirstData, kPWU));
+  for (const VcpuId vcpu : {0U, 1U}) g.mmu->set_context(vcpu, g.context);
+  ASSERT_EQ(g.load(must(g.mmu->translate(1, page(1), {}))), kFirstData);
+
+  std::atomic<bool> stored = false;
+  std::thread storing{[&] {
+    g.mmu->traced_store_begins(0);
+    g.m.store(entry, to(kFirstData + 1, kPWU));
+    stored = true;
+    std::this_thread::sleep_for(std::chrono::milliseconds{50});
+    g.mmu->guest_wrote(entry, 8);
+    g.mmu->traced_store_ends(0);
+  }};
+  while (!stored) std::this_thread::yield();
+  g.mmu->invalidate_page(1, page(1));
+  EXPECT_EQ(g.load(must(g.mmu->translate(1, page(1), {}))), kFirstData + 1);
+  storing.join();
 }
 
 TEST(RealP2m, JoinedRunBecomesALargeLeaf) {
