@@ -2,6 +2,7 @@
 // once for all of them (design rule 5).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "mmu/fault.hpp"
@@ -99,7 +100,7 @@ struct X86Rules : X86Bits {
 };
 
 /// How our own tables in x86 formats are written. Bit 7 of a 4 KiB leaf is PAT, not PS; ours leave
-/// PAT clear, so a larger leaf becomes a smaller one by address and PS alone (SDM 3A 4.3 to 4.5).
+/// PAT clear, so larger and smaller leaves differ by address and PS alone (SDM 3A 4.3 to 4.5).
 template <class Layout>
 struct X86Entries : Layout, X86Rules {
   using Entry = typename Layout::Entry;
@@ -111,23 +112,13 @@ struct X86Entries : Layout, X86Rules {
                               (r.write ? kWritable : 0) | (r.user ? kUser : 0) |
                               (r.execute ? 0 : kNoExecute) | (level > 1 ? kLarge : 0));
   }
-  /// Everything of a leaf but its address and PS.
-  static constexpr Entry leaf_marks(Entry e, unsigned level) {
-    const std::uint64_t address = Layout::leaf_address(Layout::page_address(e, level), level);
-    return static_cast<Entry>(e & ~address & ~(level > 1 ? kLarge : 0));
-  }
   /// Entry number `index` of the table that stands for the large leaf `e` of `level`.
   static constexpr Entry child_leaf(Entry e, unsigned level, unsigned index) {
-    const std::uint64_t address =
-        Layout::page_address(e, level) + (std::uint64_t{index} << Layout::shift(level - 1));
-    return static_cast<Entry>(leaf_marks(e, level) | Layout::leaf_address(address, level - 1) |
+    const std::uint64_t base = Layout::page_address(e, level);
+    const std::uint64_t marks = e & ~Layout::leaf_address(base, level) & ~kLarge;
+    const std::uint64_t address = base + (std::uint64_t{index} << Layout::shift(level - 1));
+    return static_cast<Entry>(marks | Layout::leaf_address(address, level - 1) |
                               (level > 2 ? kLarge : 0));
-  }
-  /// The large leaf of `level` with the address and marks of `first`, a leaf of the level below.
-  static constexpr Entry parent_leaf(Entry first, unsigned level) {
-    const std::uint64_t address = Layout::page_address(first, level - 1);
-    return static_cast<Entry>(leaf_marks(first, level - 1) | Layout::leaf_address(address, level) |
-                              kLarge);
   }
 };
 
@@ -189,7 +180,7 @@ struct I386Format : X86Entries<NarrowEntries> {
   }
   static constexpr std::uint64_t reserved(Entry e, unsigned level, const WalkControls& c) {
     if (!large(e, level, c)) return 0;
-    return c.maxphyaddr >= 40 ? 1ULL << 21 : bit_range(c.maxphyaddr - 19U, 21);
+    return bit_range(std::min<unsigned>(c.maxphyaddr, 40) - 19, 21);
   }
 };
 
@@ -251,11 +242,6 @@ struct EptFormat : WideEntries {
   /// Entry number `index` of the table that stands for the large leaf `e` of `level`.
   static constexpr Entry child_leaf(Entry e, unsigned level, unsigned index) {
     return (e & ~(level > 2 ? 0 : kLarge)) + (std::uint64_t{index} << shift(level - 1));
-  }
-  /// The large leaf of `level` with the address and marks of `first`, a leaf of the level below.
-  static constexpr Entry parent_leaf(Entry first, unsigned level) {
-    const std::uint64_t inside = bit_range(shift(level - 1), shift(level) - 1);
-    return (first & ~inside) | kLarge;
   }
 };
 

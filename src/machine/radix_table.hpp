@@ -20,7 +20,7 @@ struct TableFrames {
 
 /// A table of `Format` in machine memory, with frames from a FrameSource. Format supplies Entry,
 /// kLevels, present, large, make_table, table_address, shift, index_bits and child_leaf; for join()
-/// also page_address.
+/// also page_address and the bits kLarge, kAccessed and kDirty.
 ///
 /// Thread-safety: find(), reach() and compare_exchange of single entries may run concurrently;
 /// tables only grow under them. Whatever takes tables out (clear, join, replace_table) needs its
@@ -247,7 +247,7 @@ class RadixTable {
   [[nodiscard]] std::optional<Entry> joined_entry(MPN table, unsigned level) const noexcept {
     const Entry first = slot_in(table, level - 1, 0).value;
     if (!Format::present(first) || is_table(first, level - 1)) return std::nullopt;
-    Entry joined = Format::parent_leaf(first, level);
+    Entry joined = first | static_cast<Entry>(Format::kLarge);
     if (Format::page_address(joined, level) != Format::page_address(first, level - 1)) {
       return std::nullopt;  // not aligned for a page that large
     }

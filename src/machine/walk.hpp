@@ -67,6 +67,12 @@ struct WalkFault {
 
 namespace detail {
 
+/// Whether the Memory policy lets a walk write to the tables.
+template <class Format, class Memory>
+concept Updates = requires(Memory& mem, typename Format::Entry e) {
+  mem.compare_exchange(std::uint64_t{}, e, e);
+};
+
 /// Sets A on every step used and D on the leaf of a write. False: an entry changed under us.
 template <class Format, class Memory>
 Expected<bool, Fault> update_accessed_dirty(WalkResult& r, unsigned top, bool write, Memory& mem) {
@@ -129,8 +135,9 @@ Expected<WalkResult, WalkFault> descend(const WalkStart& start, std::uint64_t in
 /// Memory must offer
 ///   Expected<Entry, Fault> read<Entry>(std::uint64_t address, unsigned level);
 ///   Expected<bool, Fault> compare_exchange(std::uint64_t address, Entry seen, Entry wanted);
-/// both atomic. When an entry changes between read and update the walk starts again, so a result
-/// always reflects entries that were in memory with the bits set. Thread-safe as far as `mem` is.
+/// both atomic; without the second, walks leave A and D as they are. When an entry changes between
+/// read and update the walk starts again, so a result always reflects entries that were in memory
+/// with the bits set. Thread-safe as far as `mem` is.
 template <class Format, class Memory>
 Expected<WalkResult, WalkFault> walk(const WalkStart& start, std::uint64_t input, Access access,
                                      const WalkControls& controls, Memory& mem) {
@@ -146,11 +153,15 @@ Expected<WalkResult, WalkFault> walk(const WalkStart& start, std::uint64_t input
     if (!Format::permits(r->rights, access.kind, access.user, access.ac, controls)) {
       return Unexpected{WalkFault{WalkStop::permission, r->leaf_level, r->rights, {}}};
     }
-    if (!controls.accessed_dirty) return r;
-    const auto updated = detail::update_accessed_dirty<Format>(
-        *r, start.level, access.kind == AccessKind::write, mem);
-    if (!updated) return Unexpected{WalkFault{WalkStop::memory, 0, r->rights, updated.error()}};
-    if (*updated) return r;
+    if constexpr (detail::Updates<Format, Memory>) {
+      if (!controls.accessed_dirty) return r;
+      const auto updated = detail::update_accessed_dirty<Format>(
+          *r, start.level, access.kind == AccessKind::write, mem);
+      if (!updated) return Unexpected{WalkFault{WalkStop::memory, 0, r->rights, updated.error()}};
+      if (*updated) return r;
+    } else {
+      return r;
+    }
   }
 }
 

@@ -224,6 +224,16 @@ TEST_F(P2mTest, removed_ranges_are_absent_and_can_be_added_again) {
   EXPECT_EQ(m_.window().words(p2m().home_of(PPN{kRun + 1}))[0], 0U);
 }
 
+TEST_F(P2mTest, a_range_that_ends_inside_a_run_leaves_its_rest) {
+  Flush flush{m_.domain};
+  EXPECT_EQ(must(p2m().remove({PPN{kRun - 300}, 600}, flush)), 600U);
+  flush.commit();
+  EXPECT_EQ(state(kRun - 301), PageState::zero);
+  EXPECT_EQ(state(kRun - 300), PageState::absent);
+  EXPECT_EQ(state(kRun + 299), PageState::absent);
+  EXPECT_EQ(state(kRun + 300), PageState::zero);
+}
+
 TEST_F(P2mTest, a_table_that_ends_leaves_deferred_work_harmless) {
   ManualHolder holder;
   auto second = must(P2mTable::create(m_.frames, m_.home, m_.domain));
@@ -257,6 +267,17 @@ TEST_F(P2mTest, private_neighbours_join_on_request) {
   discard(kRun + 9, 1);
   EXPECT_EQ(state(kRun + 9), PageState::zero);
   EXPECT_EQ(entry(kRun + 10).mpn(), p2m().home_of(PPN{kRun + 10}));
+}
+
+TEST_F(P2mTest, a_range_is_joined_run_by_run_and_only_what_lies_in_it) {
+  // Three runs in leaves, each of 512 pages that could be one.
+  for (std::uint64_t p = 0; p < 3 * kRun; ++p) touch(p);
+  ASSERT_EQ(p2m().table_bytes().leaves, 3 * kPageSize);
+  EXPECT_EQ(p2m().join_range({PPN{1}, 2 * kRun - 1}), 1U);
+  EXPECT_EQ(p2m().lookup(PPN{0}).run_shift, kPageShift) << "begins before the range";
+  EXPECT_EQ(p2m().lookup(PPN{kRun}).run_shift, kLargePageShift);
+  EXPECT_EQ(p2m().join_range({PPN{2 * kRun}, kRun - 1}), 0U) << "ends beyond the range";
+  EXPECT_EQ(p2m().join_range({PPN{0}, 3 * kRun}), 2U);
 }
 
 TEST_F(P2mTest, pinned_busy_or_logged_pages_are_not_joined) {
@@ -331,6 +352,7 @@ TEST_F(P2mDirtyTest, the_first_write_to_a_marked_page_is_recorded) {
   touch(5);
   touch(700);  // a zero page in a marked run
   EXPECT_FALSE(entry(5).logged());
+  EXPECT_FALSE(entry(700).logged()) << "one record a round: its next write needs no exit";
   EXPECT_TRUE(entry(701).logged());
   EXPECT_EQ(dirty(), (std::vector<std::uint64_t>{5, 700}));
   EXPECT_TRUE(dirty().empty()) << "collecting forgets";
