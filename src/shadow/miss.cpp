@@ -93,20 +93,18 @@ Expected<ShadowMmu::Mapping, Fault> ShadowMmu::find_mapping(Vcpu& v, VA va, Acce
 
 Translation ShadowMmu::translation_of(const Vcpu& v, const Mapping& m, bool traced,
                                       Access access) const noexcept {
-  const bool off = v.context.mode == PagingMode::off;
-  // The rights that the shadow path has or will have, so that a miss and later hits agree.
+  // The rights that the shadow path has or will have, so that a miss and later hits agree. With
+  // paging off the walk allows everything, by a page of 4 KiB.
   machine::Rights rights = m.guest.rights;
-  const bool guest_write = rights.write || m.anywhere;
-  rights.write = off || (guest_write && m.guest.dirty);
-  rights.write = rights.write && m.target.writable && !traced;
-  if (off) rights.user = rights.execute = true;
+  const bool guest_write = (rights.write || m.anywhere) && m.guest.dirty;
+  rights.write = guest_write && m.target.writable && !traced;
   const machine::WalkControls& c = v.controls[m.anywhere ? 1 : 0];
   Translation t = allowed_by(rights, m.guest.leaf, access, c);
   t.page = address_of(m.target.mpn);
   t.pa = address_of(m.ppn);
   t.global = m.guest.global && v.context.pge;
   t.traced = traced && access.kind == AccessKind::write;
-  t.page_shift = off ? kPageShift : m.guest.page_shift;
+  t.page_shift = m.guest.page_shift;
   return t;
 }
 
@@ -189,9 +187,7 @@ ShadowMmu::Install ShadowMmu::install(VcpuId vcpu, const Mapping& m, Change& cha
   const auto root = root_for(vcpu, m.anywhere, change);
   if (!root) return root.error() == Shortage::frames ? Install::out_of_frames : Install::no_room;
   path.add(*root);
-  const Install result = build_path(vcpu, *root, m, path, change);
-  tables_->reap(change);
-  return result;
+  return build_path(vcpu, *root, m, path, change);
 }
 
 Expected<std::uint32_t, Shortage> ShadowMmu::root_for(VcpuId vcpu, bool anywhere, Change& change) {

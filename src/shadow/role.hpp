@@ -24,12 +24,6 @@ struct Role {
   bool write_anywhere = false;
   std::uint8_t maxphyaddr = 0;
 
-  [[nodiscard]] constexpr std::uint32_t bits() const noexcept {
-    return static_cast<std::uint32_t>(mode) | static_cast<std::uint32_t>(nxe) << 2 |
-           static_cast<std::uint32_t>(pse) << 3 | static_cast<std::uint32_t>(huge_pages) << 4 |
-           static_cast<std::uint32_t>(write_anywhere) << 5 |
-           static_cast<std::uint32_t>(maxphyaddr & 0x3F) << 6;
-  }
   friend constexpr bool operator==(Role, Role) noexcept = default;
 };
 

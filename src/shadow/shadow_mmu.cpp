@@ -13,8 +13,8 @@ using Format = machine::Long4Format;
 
 namespace {
 
-/// Shadow tables in machine memory, for the one walker. They have A and D preset, so a walk never
-/// writes to them.
+/// Shadow tables in machine memory, for the one walker. They have A and D preset: a walk has
+/// nothing to write to them.
 struct ShadowMemory {
   MachineWindow window;
   std::uint64_t references = 0;
@@ -24,11 +24,6 @@ struct ShadowMemory {
     ++references;
     auto* word = reinterpret_cast<Entry*>(window.host(MA{address}));
     return std::atomic_ref<Entry>{*word}.load(std::memory_order_relaxed);
-  }
-  template <class Entry>
-  Expected<bool, Fault> compare_exchange(std::uint64_t /*address*/, Entry /*seen*/,
-                                         Entry /*wanted*/) noexcept {
-    return true;
   }
 };
 

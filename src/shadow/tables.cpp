@@ -482,7 +482,7 @@ bool ShadowTables::note_write(PPN ppn, std::uint64_t offset, std::uint64_t lengt
 
 void ShadowTables::apply_write(PPN ppn, std::uint64_t offset, std::uint64_t length,
                                Change& change) {
-  // Nothing is dropped while the chain is walked: orphans wait for reap().
+  // Nothing is dropped while the chain is walked: orphans wait for finish().
   std::vector<std::uint32_t> given_up;
   for (std::uint32_t n = by_tag_.find(ppn.value()); n != kNone; n = tables_[n]->next_same_tag) {
     ShadowTable& t = *tables_[n];
@@ -493,7 +493,6 @@ void ShadowTables::apply_write(PPN ppn, std::uint64_t offset, std::uint64_t leng
   // Dropping may queue orphans, but removes no table other than the one named.
   for (const std::uint32_t n : given_up) drop(n, change);
   counters_.floods += given_up.size();
-  reap(change);
 }
 
 bool ShadowTables::mirrors_both_widths(PPN ppn) const noexcept {
@@ -521,7 +520,6 @@ void ShadowTables::drop_pages(PpnRange range, Change& change) {
     }
   });
   for (const std::uint32_t n : mirrors) drop(n, change);
-  reap(change);
 }
 
 // --- roots

@@ -19,7 +19,6 @@ namespace strata::shadow {
   s.wp = true;
   s.nxe = true;
   s.maxphyaddr = 52;  // machine addresses are not bound by the guest's MAXPHYADDR
-  s.accessed_dirty = false;
   if (c.mode == PagingMode::off) return s;  // no permissions without paging (SDM 3A 4.1.1)
   s.smep = c.smep;
   s.smap = c.smap;

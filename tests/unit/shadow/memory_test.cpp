@@ -75,6 +75,55 @@ TEST(ShadowMemory, LeastRecentlyUsedRootGoesFirst) {
   EXPECT_TRUE(visit(1));
 }
 
+TEST(ShadowMemory, AnIdleRootGoesWithAllThatOnlyItNeeds) {
+  TestGuest s{budget(8)};
+  build_spaces(s, 200, 2);
+  s.put(at(206, 1), to(208, kPWU));
+  s.put(at(208, 1), to(150, kPWU));
+  for (std::uint64_t i = 0; i < 2; ++i) {
+    s.mmu->set_context(0, long4(200 + 4 * i));
+    ASSERT_TRUE(s.read(page(1)));
+  }
+  ASSERT_EQ(s.mmu->shadow_stats().pages, 8U);
+  ASSERT_EQ(s.read(page(513))->pa, at(150));  // a ninth table
+  const ShadowStats stats = s.mmu->shadow_stats();
+  EXPECT_EQ(stats.roots, 1U);
+  EXPECT_EQ(stats.evictions, 4U);
+  EXPECT_EQ(stats.pages, 5U);
+}
+
+/// Tables go one by one, those of leaves first: a directory would take with it what is below.
+TEST(ShadowMemory, TablesInUseAndTheWayToThemStay) {
+  constexpr std::uint64_t kTables = 10;
+  constexpr std::uint64_t kLeaves = 40;
+  TestGuest s{budget(kTables)};
+  s.put(at(200), to(201, kPWU));
+  s.put(at(201, 0), to(202, kPWU));
+  s.put(at(201, 1), to(203, kPWU));
+  s.put(at(203), to(204, kPWU));
+  s.put(at(204, 1), to(100, kPWU));
+  for (std::uint64_t i = 0; i < kLeaves; ++i) {
+    s.put(at(202, i), to(210 + i, kPWU));
+    s.put(at(210 + i, 1), to(110 + i, kPWU));
+  }
+  s.mmu->set_context(0, long4(200));
+  const VA busy{kHugePageSize + kPageSize};
+  ASSERT_TRUE(s.read(page(1)));  // the oldest: of tables that are all in use, one has to go
+  ASSERT_TRUE(s.read(busy));
+  // One leaf table after the other under the first directory; the one under the second is used all
+  // the time.
+  for (std::uint64_t i = 0; i < kLeaves; ++i) {
+    ASSERT_EQ(s.read(page(512 * i + 1))->pa, at(110 + i));
+    ASSERT_EQ(s.read(busy)->pa, at(100));
+  }
+  EXPECT_EQ(s.mmu->stats().backend_misses, 1 + kLeaves) << "never one for the busy page again";
+  const ShadowStats stats = s.mmu->shadow_stats();
+  EXPECT_EQ(stats.pages, kTables);
+  EXPECT_EQ(stats.pages_created, 5 + kLeaves) << "root, directories' directory, two, and leaves";
+  EXPECT_EQ(stats.evictions, 5 + kLeaves - kTables);
+  EXPECT_EQ(stats.root_misses, 1U);
+}
+
 TEST(ShadowMemory, RootsOfRunningVcpusStay) {
   TestGuest s{budget(12)};
   build_spaces(s, 200, 20);

@@ -126,6 +126,39 @@ TEST_F(Prefetch, PiecesOfLargePagesAndUnpagedMemory) {
   EXPECT_EQ(misses(), before + 1);
 }
 
+TEST_F(Prefetch, PiecesOfALargePageAreGlobalAndHaveItsKey) {
+  s.put(at(kRoot + 2, 1), to(0, kPWU | kPS | kA | kD | kG | 5ULL << 59));
+  PagingContext c = long4(kRoot);
+  c.pke = true;
+  s.mmu->set_context(0, c);
+  ASSERT_TRUE(s.read(page(512 + 100)));
+  const std::uint64_t before = misses();
+  EXPECT_TRUE(s.read(page(512 + 101))->global);
+  EXPECT_EQ(misses(), before) << "101 came with 100";
+  c.pkru = 1U << (2 * 5);  // no access through key 5
+  s.mmu->set_context(0, c);
+  const auto t = s.read(page(512 + 102));
+  ASSERT_FALSE(t);
+  EXPECT_EQ(t.error().error_code, pf::kPresent | pf::kProtectionKey);
+}
+
+/// Bits 62:52 are ignored, or a key, in long mode and reserved with PAE (SDM 3A tables 4-11, 4-20).
+TEST_F(Prefetch, ReservedBitsAreThoseOfTheMode) {
+  for (std::uint64_t i = 0; i < 8; ++i) s.put(at(kTable, i), to(100 + i, kPWU | kA));
+  s.put(at(kTable, 2), to(102, kPWU | kA | 1ULL << 52));
+  PagingContext c = long4(0);
+  c.mode = PagingMode::pae;
+  c.pdpte[0] = to(kRoot + 2, kP);
+  s.mmu->set_context(1, c);
+  ASSERT_TRUE(s.mmu->translate(1, page(1), {}));
+  EXPECT_EQ(stats().prefetched, 6U);
+  const auto t = s.mmu->translate(1, page(2), {});
+  ASSERT_FALSE(t);
+  EXPECT_EQ(t.error().error_code, pf::kPresent | pf::kReserved);
+  ASSERT_TRUE(s.read(page(1)));
+  EXPECT_EQ(cost(2), 0U) << "in long mode it is a neighbour as any";
+}
+
 TEST_F(Prefetch, I386TablesOfTwoMirrors) {
   PagingContext c = long4(40);
   c.mode = PagingMode::i386;

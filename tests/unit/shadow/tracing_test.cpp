@@ -267,6 +267,30 @@ TEST_F(Tracing, OnePageAsNarrowAndWideTable) {
   EXPECT_EQ(after->page, TestGuest::home(101));
 }
 
+/// A page that becomes a table stays readable wherever it is mapped: only stores have to be seen.
+TEST_F(Tracing, WhatMapsATracedPageStaysAndIsReadOnly) {
+  s.put(at(kTable, 2), to(100, kPWU));
+  ASSERT_TRUE(write_pa(kTable)->writable);
+  ASSERT_TRUE(s.read(page(2)));  // makes kTable a table
+  const std::uint64_t misses = s.mmu->stats().backend_misses;
+  const auto t = s.mmu->translate(1, VA{kTable * kPageSize}, {});
+  ASSERT_TRUE(t);
+  EXPECT_EQ(t->page, TestGuest::home(kTable));
+  EXPECT_FALSE(t->writable);
+  EXPECT_TRUE(write_pa(kTable)->traced);
+  EXPECT_EQ(s.mmu->stats().backend_misses, misses);
+}
+
+/// Rights come from every level, also where tracing alone keeps the leaf from being writable.
+TEST_F(Tracing, ATracedPageBelowAReadOnlyDirectoryEntryCannotBeWritten) {
+  s.put(at(kTable, 1), to(kTable, kPWU | kA | kD));
+  s.put(at(kRoot + 2), to(kTable, kP | kU | kA));
+  ASSERT_TRUE(s.read(page(1)));
+  const auto t = s.write(page(1));
+  ASSERT_FALSE(t);
+  EXPECT_EQ(t.error().error_code, pf::kPresent | pf::kWrite);
+}
+
 /// A table that maps itself at every level, like the recursive slot of several kernels.
 TEST_F(Tracing, RecursiveMapping) {
   constexpr std::uint64_t kSlot = 0x1F5;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "shadow/shadow_mmu.hpp"
 #include "shadow_support.hpp"
 
 namespace strata::shadow::test {
@@ -42,6 +43,7 @@ TEST_F(Translate, SecondAccessIsAHitOfFourReferences) {
   EXPECT_EQ(after.table_references - before.table_references, 4U);
   EXPECT_EQ(after.guest_references, before.guest_references);
   EXPECT_EQ(after.translations - before.translations, 1U);
+  EXPECT_EQ(after.walks - before.walks, 1U);
 }
 
 TEST_F(Translate, DirtyBitsComeFromWriteMissesOnly) {
@@ -209,6 +211,24 @@ TEST_F(Translate, WholeMemoryChangeIsOneCall) {
   EXPECT_TRUE(s.read(page(1)));
 }
 
+TEST_F(Translate, ChangeOfAFewPagesTakesThoseAlone) {
+  // The last pages of one 2 MiB and the first of the next, as a discard of four pages names them.
+  for (std::uint64_t n = 1; n <= 6; ++n) {
+    s.put(at(kTable, n), to(508 + n, kPWU | kD));
+    ASSERT_TRUE(s.read(page(n)));
+  }
+  Flush flush{s.domain};
+  s.mmu->p2m_changed({PPN{510}, 4}, flush);
+  flush.commit();
+  EXPECT_EQ(s.mmu->shadow_stats().mappings, 2U);
+  const std::uint64_t seen = misses();
+  EXPECT_EQ(s.read(page(1))->pa, at(509));
+  EXPECT_EQ(s.read(page(6))->pa, at(514));
+  EXPECT_EQ(misses(), seen);
+  for (std::uint64_t n = 2; n <= 5; ++n) EXPECT_EQ(s.read(page(n))->pa, at(508 + n));
+  EXPECT_EQ(misses(), seen + 4);
+}
+
 TEST_F(Translate, StoreInTheMiddleOfAMissWins) {
   s.put(at(kTable, 1), to(100, kPWU));
   s.put(at(kTable, 2), to(101, kPWU));
@@ -250,6 +270,7 @@ TEST_F(Translate, MissThatNeverGetsThroughIsAnsweredUnlinked) {
   EXPECT_EQ(t->page, TestGuest::home(100));
   EXPECT_TRUE(t->writable);
   EXPECT_EQ(s.mmu->shadow_stats().unlinked, 1U);
+  EXPECT_EQ(s.mmu->shadow_stats().retries, kAttempts);
   EXPECT_EQ(s.mmu->shadow_stats().mappings, 1U);
 }
 
