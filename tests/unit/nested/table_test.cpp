@@ -97,8 +97,12 @@ TEST_P(Tables, AccessedAndDirtyFollowTheAccess) {
   EXPECT_EQ(*vm->nested_entry(0x6000, 1) & (accessed() | dirty()), accessed());
   EXPECT_FALSE(vm->load(0x6000)->writable) << "D must be set by a walk";
   EXPECT_EQ(vm->mmu->last_walk(0).ad_writes, 0U);
+  // A, once at every level; NPT entries that lead to tables are made with it.
+  const std::uint64_t set = ept() ? 4 : 1;
+  EXPECT_EQ(vm->mmu->stats().ad_writes, set);
   ASSERT_TRUE(vm->store(0x6000));
   EXPECT_EQ(vm->mmu->last_walk(0).ad_writes, 1U);
+  EXPECT_EQ(vm->mmu->stats().ad_writes, set + 1);
   EXPECT_EQ(*vm->nested_entry(0x6000, 1) & (accessed() | dirty()), accessed() | dirty());
   EXPECT_TRUE(vm->load(0x6000)->writable);
 }
@@ -349,6 +353,12 @@ TEST_P(Tables, ATableIsJoinedWhenItsPagesAreOneRun) {
   EXPECT_NE(*vm->nested_entry(k2M, 2) & accessed(), 0U);
   EXPECT_EQ(vm->load(k2M + 0x7000)->page.value(), kHomeBase + k2M + 0x7000);
   EXPECT_EQ(vm->mmu->last_walk(0).nested, 3U);
+  // Another run, later: what is told is what this call has joined.
+  for (std::uint64_t i = 0; i < 2; ++i) ASSERT_TRUE(vm->load(2 * k2M + i * kPageSize));
+  vm->p2m.set(1024, 512, PageState::private_page, kLargePageShift);
+  EXPECT_EQ(vm->mmu->join({PPN{1024}, 512}, flush), 1U);
+  EXPECT_EQ(vm->mmu->nested_stats().joins, 2U);
+  flush.commit();
 }
 
 TEST_P(Tables, AViolationInARunJoinsWhatIsThere) {
