@@ -92,6 +92,30 @@ TEST(ShadowMemory, AnIdleRootGoesWithAllThatOnlyItNeeds) {
   EXPECT_EQ(stats.pages, 5U);
 }
 
+/// Eviction takes away the only way to a table that the miss at work needs. The miss makes a new
+/// one; and when that goes too, so does the table.
+TEST(ShadowMemory, ATableThatAMissKeptFromEvictionIsFreedWithItsNextParent) {
+  TestGuest s{budget(8)};
+  build_long4(s, 200);
+  for (std::uint64_t i = 0; i < 6; ++i) {
+    s.put(at(202, i), to(203 + i, kPWU));
+    s.put(at(203 + i, 1), to(100 + i, kPWU));
+  }
+  s.put(at(220), to(201, kPWU));  // a second root over the same tables
+  s.mmu->set_context(0, long4(200));
+  for (std::uint64_t i = 0; i < 4; ++i) ASSERT_TRUE(s.read(page(512 * i + 1)));
+  ASSERT_EQ(s.mmu->shadow_stats().pages, 7U);
+  // The second root is the eighth table. It is not settled when the first, idle now, has to go for
+  // the ninth, so nothing else leads to what both share.
+  s.mmu->set_context(0, long4(220));
+  ASSERT_EQ(s.read(page(512 * 5 + 1))->pa, at(105));
+  EXPECT_EQ(s.mmu->shadow_stats().roots, 1U);
+  EXPECT_EQ(s.mmu->shadow_stats().evictions, 1U);
+  EXPECT_EQ(s.mmu->shadow_stats().pages, 8U);
+  s.put<std::uint64_t>(at(220), 0);
+  EXPECT_EQ(s.mmu->shadow_stats().pages, 1U);
+}
+
 /// Tables go one by one, those of leaves first: a directory would take with it what is below.
 TEST(ShadowMemory, TablesInUseAndTheWayToThemStay) {
   constexpr std::uint64_t kTables = 10;
