@@ -5,24 +5,23 @@
 #include <string_view>
 
 #include "case.hpp"
-#include "generator.hpp"
+#include "qemu_deviations.hpp"
 
 namespace strata::differential {
 
-enum class OracleKind : std::uint8_t {
-  host,  ///< this machine's processor: the interpreter runs some of its instructions
-  qemu,  ///< QEMU's user-mode emulation: a second implementation in software
-};
-
-/// Whether the oracle has this instruction in a form worth comparing; compare.cpp says why not.
-[[nodiscard]] bool can_judge(const DecodedCase& d, OracleKind kind);
+/// Arithmetic flags that an instruction leaves undefined (SDM 2A-2D, the instruction's page).
+[[nodiscard]] std::uint64_t undefined_flags(const DecodedCase& d);
 
 /// Empty, or the differences, a line each.
-[[nodiscard]] std::string differences(const Case& c, const DecodedCase& d, const Result& guest,
-                                      const Result& oracle, OracleKind kind);
+[[nodiscard]] std::string differences(const Case& c, const Result& guest, const Expected& expected);
 
-/// Whether this case need not agree; the reason, or empty.
+/// What of the host's result is not compared. The interpreter runs the host's own instruction where
+/// it can, so that the host must agree on undefined flags as well.
+[[nodiscard]] Omission host_omission(const DecodedCase& d, const Result& guest,
+                                     const Result& oracle);
+
+/// Whether the host need not agree in this case; the reason, or empty.
 [[nodiscard]] std::string_view deviation(const DecodedCase& d, const Result& guest,
-                                         const Result& oracle, OracleKind kind);
+                                         const Result& oracle);
 
 }  // namespace strata::differential

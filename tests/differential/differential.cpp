@@ -5,11 +5,14 @@
 #include <sys/stat.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
+#include <set>
+#include <sstream>
 
 #include "compare.hpp"
 #include "generator.hpp"
@@ -28,13 +31,37 @@ struct Options {
   std::string qemu;  ///< the emulator; empty: the host
   unsigned show = 20;
   bool coverage = false;
+  bool list = false;
+};
+
+/// Forms of an instruction that an interpreter may execute in different ways.
+struct Form {
+  ZydisMnemonic mnemonic;
+  bool memory, mmx;
+  auto operator<=>(const Form&) const = default;
+};
+
+Form form_of(const DecodedCase& d) {
+  const auto* end = d.ops.data() + d.insn.operand_count;
+  const bool mmx = std::any_of(d.ops.data(), end, [](const ZydisDecodedOperand& o) {
+    return o.type == ZYDIS_OPERAND_TYPE_REGISTER &&
+           ZydisRegisterGetClass(o.reg.value) == ZYDIS_REGCLASS_MMX;
+  });
+  return {d.insn.mnemonic, d.memory() != nullptr, mmx};
+}
+
+/// What is known of one form at the end.
+struct Tally {
+  std::uint64_t cases = 0, compared = 0, shown = 0;
+  std::uint64_t completed = 0;  ///< compared, and without a fault
+  bool on_host = false;         ///< the interpreter executes it by the host's own instruction
 };
 
 class Fuzzer {
  public:
   explicit Fuzzer(const Options& options)
       : options_{options},
-        kind_{options.qemu.empty() ? OracleKind::host : OracleKind::qemu},
+        qemu_{!options.qemu.empty()},
         model_{*cpu::CpuModel::by_name("default")},
         generator_{model_} {}
 
@@ -60,41 +87,61 @@ class Fuzzer {
 
   void one_seed(std::uint64_t seed, std::uint64_t cases) {
     fuzz::Random rng{seed};
-    const auto pattern = Generator::make_pattern(rng);
-    InterpSide interp{pattern};
+    pattern_ = Generator::make_pattern(rng);
+    InterpSide interp{pattern_};
     std::vector<std::string> command;
-    if (!options_.qemu.empty()) command.push_back(options_.qemu);
+    if (qemu_) command.push_back(options_.qemu);
     command.push_back(options_.executor);
-    Oracle oracle{std::move(command), pattern};
+    Oracle oracle{std::move(command), pattern_};
     seed_ = seed;
     for (std::uint64_t done = 0; done < cases && failures_ < options_.show && going();) {
       const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(kBatch, cases - done));
-      for (std::uint32_t i = 0; i < count; ++i) {
-        // 32-bit code runs through a code segment that only a real kernel has set up.
-        const bool narrow = kind_ == OracleKind::host && rng.chance(25);
-        do {
-          oracle.batch().cases[i] = generator_.make(rng, narrow ? 32 : 64);
-        } while (!can_judge(*generator_.decode(oracle.batch().cases[i]), kind_));
+      cases_of_batch_.clear();
+      while (cases_of_batch_.size() < count) {
+        if (qemu_) {
+          add_for_qemu(rng);
+        } else {
+          cases_of_batch_.push_back(generator_.make(rng, rng.chance(25) ? 32 : 64));
+        }
       }
-      run_batch(interp, oracle, count, done);
+      run_batch(interp, oracle, done);
       done += count;
     }
   }
 
-  void run_batch(InterpSide& interp, Oracle& oracle, std::uint32_t count, std::uint64_t first) {
+  void add_for_qemu(fuzz::Random& rng) {
+    Case c = generator_.make(rng, 64);
+    const auto d = generator_.decode(c);
+    if (!d) return;
+    // Most of what the interpreter has the host execute is in the units.
+    const bool unit = d->cls == isa::OpcodeClass::vector || d->cls == isa::OpcodeClass::x87;
+    if (!unit && rng.chance(60)) return;
+    if (!beyond_qemu(*d).empty()) {
+      ++kept_from_qemu_[beyond_qemu(*d)];
+      return;
+    }
+    fit_for_qemu(c, *d);
+    cases_of_batch_.push_back(c);
+  }
+
+  void run_batch(InterpSide& interp, Oracle& oracle, std::uint64_t first) {
     Batch& batch = oracle.batch();
-    batch.count = count;
+    batch.count = static_cast<std::uint32_t>(cases_of_batch_.size());
+    for (std::size_t i = 0; i < cases_of_batch_.size(); ++i) {
+      const Case& c = cases_of_batch_[i];
+      batch.cases[i] = qemu_ ? stand_in(c, *generator_.decode(c)) : c;
+    }
     oracle.start();
-    guest_.resize(count);
-    for (std::uint32_t i = 0; i < count; ++i) interp.run(batch.cases[i], guest_[i]);
+    guest_.resize(cases_of_batch_.size());
+    for (std::size_t i = 0; i < guest_.size(); ++i) interp.run(cases_of_batch_[i], guest_[i]);
     if (!oracle.finish()) {
       ++failures_;
       fmt::print("seed {} case {}: the executor died\n{}\n", seed_, first + batch.current,
-                 describe(batch.cases[batch.current]));
+                 describe(cases_of_batch_[batch.current]));
       return;
     }
-    for (std::uint32_t i = 0; i < count; ++i) {
-      judge(batch.cases[i], guest_[i], batch.results[i], first + i);
+    for (std::size_t i = 0; i < guest_.size(); ++i) {
+      judge(cases_of_batch_[i], guest_[i], batch.results[i], first + i);
     }
   }
 
@@ -102,32 +149,67 @@ class Fuzzer {
     ++cases_;
     const auto d = generator_.decode(c);
     if (!d) return;
-    ++seen_[d->insn.mnemonic];
+    Tally& tally = seen_[form_of(*d)];
+    if (tally.cases++ == 0) tally.on_host = InterpSide::runs_on_host(c, model_);
     if (guest.vector != cpu::BP) ++faults_[guest.vector];
-    std::string text = differences(c, *d, guest, oracle, kind_);
+    const Expected expected = qemu_ ? expected_by_qemu(c, *d, guest, oracle)
+                                    : Expected{oracle, host_omission(*d, guest, oracle)};
+    if (!expected.omitted.everything) {
+      ++tally.compared;
+      if (guest.vector == cpu::BP) ++tally.completed;
+    }
+    const std::string text = differences(c, guest, expected);
     if (text.empty()) return;
-    if (!deviation(*d, guest, oracle, kind_).empty()) {
+    if (!qemu_ && !deviation(*d, guest, oracle).empty()) {
       ++deviations_;
       return;
     }
     ++failures_;
     // Of one instruction the first few say enough.
-    if (++shown_[d->insn.mnemonic] > 3) return;
-    fmt::print("seed {} case {}: {}\n{}", seed_, number, describe(c), text);
+    if (++tally.shown > (options_.list ? 100 : 3)) return;
+    fmt::print("seed {} case {}: {}\n{}{}", seed_, number, describe(c),
+               CaseOperands{c, *d, pattern_}.describe(), text);
   }
 
-  /// Instructions of the table that no case had. Few cases need not reach all.
-  [[nodiscard]] std::uint64_t missing() const {
-    std::uint64_t count = 0;
-    for (const unsigned bits : {64U, 32U}) {
-      if (bits == 32 && kind_ == OracleKind::qemu) continue;
-      for (const ZydisMnemonic m : generator_.instructions(bits)) {
-        if (seen_.contains(m)) continue;
-        if (options_.coverage) fmt::print("no case of {}\n", ZydisMnemonicGetString(m));
-        ++count;
+  /// QEMU's result with its known deviations put right.
+  Expected expected_by_qemu(const Case& c, const DecodedCase& d, const Result& guest,
+                            const Result& oracle) {
+    Expected out{oracle, {}};
+    const CaseOperands operands{c, d, pattern_};
+    const QemuCase q{c, d, operands, guest.vector};
+    for (const auto part :
+         {general_deviations(), vector_deviations(), trigonometry_deviations(), x87_deviations()}) {
+      for (const QemuDeviation& known : part) {
+        if (known.amend(q, out)) ++amended_[&known];
       }
     }
-    return options_.coverage ? count : 0;
+    return out;
+  }
+
+  /// Instructions of the table that were never compared; of those that the host executes, every
+  /// form, without a fault. Few cases need not reach all.
+  [[nodiscard]] std::uint64_t missing() const {
+    if (!options_.coverage) return 0;
+    std::set<ZydisMnemonic> todo;
+    for (const unsigned bits : {64U, 32U}) {
+      if (bits == 32 && qemu_) continue;
+      for (const ZydisMnemonic m : generator_.instructions(bits)) todo.insert(m);
+    }
+    for (const Exclusion& e : never_for_qemu()) {
+      if (qemu_) todo.erase(e.mnemonic);
+    }
+    std::uint64_t count = 0;
+    for (const auto& [form, tally] : seen_) {
+      if (tally.compared != 0) todo.erase(form.mnemonic);
+      if (!tally.on_host || tally.completed != 0) continue;
+      fmt::print("{} {} was never compared\n", ZydisMnemonicGetString(form.mnemonic),
+                 form.memory ? "with memory" : "with registers");
+      ++count;
+    }
+    for (const ZydisMnemonic m : todo) {
+      fmt::print("{} was never compared\n", ZydisMnemonicGetString(m));
+    }
+    return count + todo.size();
   }
 
   void report() const {
@@ -135,22 +217,65 @@ class Fuzzer {
     fmt::print(
         "{} cases of {} instructions in {:.1f} s; {} differences, {} known deviations; "
         "faults:",
-        cases_, seen_.size(), past.count(), failures_, deviations_);
+        cases_, instructions(), past.count(), failures_, deviations_);
     for (const auto& [vector, count] : faults_) fmt::print(" {}: {}", vector, count);
     fmt::print("\n");
+    if (qemu_) report_qemu();
+  }
+
+  [[nodiscard]] std::size_t instructions() const {
+    std::set<ZydisMnemonic> out;
+    for (const auto& [form, tally] : seen_) out.insert(form.mnemonic);
+    return out.size();
+  }
+
+  /// How much of what the interpreter leaves to the host has been compared with something else.
+  void report_qemu() const {
+    std::map<ZydisMnemonic, std::uint64_t> on_host;
+    std::uint64_t compared = 0, forms = 0, fewest = ~0ULL;
+    for (const auto& [form, tally] : seen_) {
+      if (!tally.on_host) continue;
+      on_host[form.mnemonic] += tally.completed;
+      compared += tally.completed;
+      fewest = std::min(fewest, tally.completed);
+      ++forms;
+    }
+    for (const auto& [mnemonic, cases] : on_host) {
+      if (options_.list) fmt::print("{:6} {}\n", cases, ZydisMnemonicGetString(mnemonic));
+    }
+    fmt::print(
+        "the interpreter has the host execute {} of these in {} forms: {} cases without a fault "
+        "compared, of every form {} at least\n",
+        on_host.size(), forms, compared, fewest);
+    if (options_.list) report_deviations();
+  }
+
+  void report_deviations() const {
+    for (const auto part :
+         {general_deviations(), vector_deviations(), trigonometry_deviations(), x87_deviations()}) {
+      for (const QemuDeviation& known : part) {
+        const auto it = amended_.find(&known);
+        fmt::print("{:6} {}: {}\n", it == amended_.end() ? 0 : it->second, known.instructions,
+                   known.why);
+      }
+    }
+    for (const auto& [why, count] : kept_from_qemu_) fmt::print("{:6} not run: {}\n", count, why);
   }
 
   const Options options_;
-  const OracleKind kind_;
+  const bool qemu_;
   const cpu::CpuModel model_;
   const Generator generator_;
   std::chrono::steady_clock::time_point start_;
   std::uint64_t seed_ = 0;
+  std::array<std::uint8_t, kPatternBytes> pattern_{};
+  std::vector<Case> cases_of_batch_;
   std::vector<Result> guest_;
   std::uint64_t cases_ = 0, failures_ = 0, deviations_ = 0;
-  std::map<ZydisMnemonic, std::uint64_t> seen_;
-  std::map<ZydisMnemonic, unsigned> shown_;
+  std::map<Form, Tally> seen_;
   std::map<std::uint32_t, std::uint64_t> faults_;
+  std::map<const QemuDeviation*, std::uint64_t> amended_;
+  std::map<std::string_view, std::uint64_t> kept_from_qemu_;
 };
 
 /// One number a line; the rest of a line after '#' says what the seed found.
@@ -167,6 +292,20 @@ std::vector<std::uint64_t> read_seeds(const std::string& path) {
 }  // namespace
 }  // namespace strata::differential
 
+namespace {
+
+bool in_path(const std::string& program) {
+  if (program.find('/') != program.npos) return std::filesystem::exists(program);
+  const char* path = std::getenv("PATH");
+  std::istringstream folders{path == nullptr ? "" : path};
+  for (std::string folder; std::getline(folders, folder, ':');) {
+    if (std::filesystem::exists(std::filesystem::path{folder} / program)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace strata::differential;
   Options options;
@@ -181,8 +320,14 @@ int main(int argc, char** argv) {
   app.add_option("--executor", options.executor, "the executor's program");
   app.add_option("--qemu", options.qemu, "run the executor under this emulator");
   app.add_option("--show", options.show, "stop after so many differences");
-  app.add_flag("--coverage", options.coverage, "fail where an instruction was never chosen");
+  app.add_flag("--coverage", options.coverage, "fail where an instruction was never compared");
+  app.add_flag("--list", options.list,
+               "with --qemu: cases of each instruction run on the host, and of each deviation");
   CLI11_PARSE(app, argc, argv);
+  if (!options.qemu.empty() && !in_path(options.qemu)) {
+    fmt::print("skipped: no {} here (Debian: qemu-user)\n", options.qemu);
+    return 77;
+  }
   if (!options.seed_file.empty()) options.seeds = read_seeds(options.seed_file);
   if (options.seeds.empty()) options.seeds = {1};
   if (options.seconds > 0) options.cases = 1ULL << 22;

@@ -2,7 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <stdexcept>
+
+#include "engines/interp/host_thunk.hpp"
+#include "engines/interp/lower.hpp"
 
 namespace strata::differential {
 namespace {
@@ -66,6 +70,17 @@ cpu::VcpuState InterpSide::state_before(const Case& c) const {
   std::memcpy(&s.vector.mxcsr, c.before.fx.data() + 24, 4);
   s.vector.ymm = c.before.ymm;
   return s;
+}
+
+bool InterpSide::runs_on_host(const Case& c, const cpu::CpuModel& model) {
+  interp::DecodeMode mode;
+  mode.bits = static_cast<std::uint8_t>(c.bits);
+  mode.single = true;
+  std::vector<interp::Uop> steps;
+  interp::decode_block(reinterpret_cast<const std::byte*>(c.code.data()), c.length, kCode, mode,
+                       model, steps);
+  return std::ranges::any_of(
+      steps, [](const interp::Uop& u) { return interp::thunk_cache().holds(u.imm); });
 }
 
 void InterpSide::run(const Case& c, Result& out) {

@@ -13,6 +13,9 @@ class InterpSide {
  public:
   explicit InterpSide(std::span<const std::uint8_t> pattern);
   void run(const Case& c, Result& out);
+  /// Whether the interpreter has the host execute this case's instruction: asked of the steps that
+  /// it makes of it.
+  [[nodiscard]] static bool runs_on_host(const Case& c, const cpu::CpuModel& model);
 
  private:
   void build_gates();

@@ -47,6 +47,13 @@ std::uint32_t ThunkCache::run_patched(const HostThunk& thunk, std::uint8_t immed
   return copy.vector()(v[0], v[1], v[3], v[2], frame, memory);
 }
 
+bool ThunkCache::holds(std::uint64_t imm) const {
+  const std::scoped_lock guard{lock_};
+  return std::ranges::any_of(thunks_, [imm](const auto& known) {
+    return reinterpret_cast<std::uintptr_t>(&known.second) == imm;
+  });
+}
+
 std::size_t ThunkCache::bytes() const {
   const std::scoped_lock guard{lock_};
   return arena_.used();

@@ -78,6 +78,8 @@ class ThunkCache {
   std::uint32_t run_patched(const HostThunk& thunk, std::uint8_t immediate,
                             const std::array<void*, 4>& v, ThunkFrame* frame, void* memory);
 
+  /// Whether a step's `imm` is one of the thunks: how a test tells what the host executes.
+  [[nodiscard]] bool holds(std::uint64_t imm) const;
   /// Bytes of executable memory in use.
   [[nodiscard]] std::size_t bytes() const;
 

@@ -35,7 +35,7 @@ const Uop* zero_registers(Core& core, const Uop* u) {
   return u + 1;
 }
 
-/// Every register empty, TOP 0 (SDM 3A table 12-1).
+/// Every register empty, TOP 0 (SDM 3A table 12-2).
 const Uop* emms(Core& core, const Uop* u) {
   if (const auto why = refusal<Unit::mmx>(core); why != 0) return core.fault(u, why);
   X87Image image = get_x87(core);

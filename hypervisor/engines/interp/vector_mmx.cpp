@@ -20,7 +20,7 @@ struct MmxFile {
   }
 
   /// An MMX instruction other than EMMS leaves TOP 0 and every register tagged as valid
-  /// (SDM 3A table 12-1).
+  /// (SDM 3A table 12-2).
   void put(Core& core) const noexcept {
     for (unsigned i = 0; i < 8; ++i) {
       const std::size_t at = fx::kSt + fx::kStStride * i;
