@@ -4,12 +4,12 @@
 //   executor FD     FD: a shared Batch; a byte on standard input starts it, one comes back
 #include <signal.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include <cstdlib>
 
 #include "case.hpp"
+#include "interp/signal_frame.hpp"
 
 // Known to the assembly by number: see the assertions below.
 namespace strata::differential {
@@ -111,11 +111,8 @@ void strata_leave();
 namespace {
 
 using namespace strata::differential;
+namespace frame = strata::interp::test;
 
-/// Linux's selectors of 64-bit and of 32-bit user code.
-constexpr std::uint16_t kUser64 = 0x33, kUser32 = 0x23;
-constexpr int kOrder[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-                            REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
 
 Context& context() { return *reinterpret_cast<Context*>(kContext); }
@@ -142,7 +139,7 @@ void on_signal(int number, siginfo_t* info, void* raw) {
   auto& regs = static_cast<ucontext_t*>(raw)->uc_mcontext.gregs;
   if (result_of_current == nullptr) _exit(3);
   Context& c = context();
-  for (int i = 0; i < 16; ++i) c.regs.gpr[i] = static_cast<std::uint64_t>(regs[kOrder[i]]);
+  frame::read_general(regs, c.regs.gpr);
   c.regs.rflags = static_cast<std::uint64_t>(regs[REG_EFL]);
   c.regs.rip = static_cast<std::uint64_t>(regs[REG_RIP]);
   Result& r = *result_of_current;
@@ -155,9 +152,7 @@ void on_signal(int number, siginfo_t* info, void* raw) {
     r.vector = vector_of(number, *info);
     r.cr2 = reinterpret_cast<std::uint64_t>(info->si_addr);
   }
-  regs[REG_RIP] = reinterpret_cast<greg_t>(&strata_leave);
-  regs[REG_CSGSFS] = (regs[REG_CSGSFS] & ~greg_t{0xFFFF}) | kUser64;
-  regs[REG_EFL] = 0x202;
+  frame::resume_at(regs, &strata_leave);
 }
 
 std::uint8_t* map(std::uint64_t at, std::size_t bytes, int protection) {
@@ -174,7 +169,7 @@ void run_case(const Case& c, Result& r, std::uint8_t* data, const std::uint8_t* 
   Context& x = context();
   x.regs = c.before;
   x.far_offset = static_cast<std::uint32_t>(c.before.rip);
-  x.far_selector = kUser32;
+  x.far_selector = frame::kUser32;
   result_of_current = &r;
   if (c.bits == 64) {
     strata_enter();

@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "signal_frame.hpp"
+
 // Layout of the context page, known to the assembly below by number: registers in the processor's
 // order at 0, RFLAGS at 128, RIP at 136, the host's RSP at 144, the address to leave by at 152, and
 // a far pointer to 32-bit code at 160.
@@ -119,9 +121,6 @@ struct Context {
   std::uint64_t error, cr2;
 };
 
-/// Linux's selectors of 64-bit and of 32-bit user code.
-constexpr std::uint16_t kUser64 = 0x33, kUser32 = 0x23;
-
 /// JMP [kContext + 152]: leaves 64-bit code.
 constexpr std::array<std::uint8_t, 7> kLeave = {0xFF, 0x24, 0x25, 0x98, 0x00, 0x21, 0x00};
 /// Where a copy of it stands for 32-bit code, and the far jump there.
@@ -133,11 +132,6 @@ Context& context() { return *reinterpret_cast<Context*>(NativeOracle::kContext);
 constexpr std::array<int, 4> kSignals = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 constexpr std::size_t kSignalStack = 64U << 10;
 
-/// Where the processor's register order finds its values in the kernel's.
-constexpr std::array<int, 16> kKernelOrder = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
-                                              REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
-                                              REG_R12, REG_R13, REG_R14, REG_R15};
-
 void on_fault(int /*signal*/, siginfo_t* /*info*/, void* raw) {
   auto& regs = static_cast<ucontext_t*>(raw)->uc_mcontext.gregs;
   const auto reg = [&regs](int i) { return static_cast<std::uint64_t>(regs[i]); };
@@ -147,15 +141,14 @@ void on_fault(int /*signal*/, siginfo_t* /*info*/, void* raw) {
     return;
   }
   Context& c = context();
-  for (std::size_t i = 0; i < 16; ++i) c.gpr[i] = reg(kKernelOrder[i]);
+  read_general(regs, c.gpr);
   c.rflags = reg(REG_EFL);
   c.rip = rip;
   c.vector = regs[REG_TRAPNO];
   c.error = reg(REG_ERR);
   c.cr2 = reg(REG_CR2);
   regs[REG_RSP] = static_cast<greg_t>(c.host_rsp);
-  regs[REG_RIP] = reinterpret_cast<greg_t>(&strata_test_native_return);
-  regs[REG_CSGSFS] = (regs[REG_CSGSFS] & ~greg_t{0xFFFF}) | kUser64;
+  resume_at(regs, &strata_test_native_return);
 }
 
 std::byte* map(std::uint64_t at, std::size_t bytes, int protection) {
