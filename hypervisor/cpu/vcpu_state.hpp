@@ -141,6 +141,11 @@ struct VcpuState {
   VectorState vector{};
   /// Interrupts are held off for one instruction after STI, MOV SS, POP SS (SDM 3A 6.8.3).
   bool interrupt_shadow = false;
+  /// ... and after MOV SS and POP SS debug exceptions are, too.
+  bool debug_shadow = false;
+  /// DR6 bits of breakpoints that wait behind that shadow ("pending debug exceptions", SDM 3C
+  /// 24.4.2).
+  std::uint64_t pending_debug = 0;
   bool nmi_blocked = false;
   bool halted = false;
   friend bool operator==(const VcpuState&, const VcpuState&) = default;

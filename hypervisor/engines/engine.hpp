@@ -126,7 +126,8 @@ class Vcpu {
   virtual void fail() = 0;
   /// The interrupt source may have something. (any thread)
   virtual void interrupt() noexcept = 0;
-  /// run() returns ExitKind::interrupted soon. (any thread)
+  /// run() returns ExitKind::interrupted soon, with nothing half done that state() does not tell.
+  /// (any thread)
   virtual void kick() noexcept = 0;
 
   /// The engine counts instructions: the four functions below do what they say. An engine that

@@ -153,6 +153,11 @@ bool Core::handle_attention() {
     process_invalidations();
   }
   if ((why & attention::kKick) != 0) {
+    if (exception.valid || replaying_) {
+      // state() has no place for what is half done: it goes first.
+      attention_flags.fetch_or(attention::kKick, std::memory_order_relaxed);
+      return true;
+    }
     exit_ = {.kind = engine::ExitKind::interrupted};
     leave_ = Leave::exit;
     return false;

@@ -150,9 +150,9 @@ class Core final : public engine::Vcpu, private TranslationHolder {
 
   /// From now on each run() returns ExitKind::interrupted after at most `boundaries` block
   /// boundaries, string iterations or exceptions (0: no limit): also out of a guest that retires
-  /// no instruction any more, which stop_at() waits for. As after a kick(), an exception may still
-  /// be waiting for delivery. Every block then goes back to the run loop, which is slow: for
-  /// fuzzers. Not while run() is active.
+  /// no instruction any more, which stop_at() waits for. An exception may still be waiting for
+  /// delivery then. Every block goes back to the run loop, which is slow: for fuzzers. Not while
+  /// run() is active.
   void limit_run(std::uint64_t boundaries) noexcept { run_limit_ = boundaries; }
 
   // ---- the group; see vcpu_group.hpp ----------------------------------------------------------

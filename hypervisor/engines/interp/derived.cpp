@@ -109,6 +109,8 @@ VcpuState Core::state() const {
   std::copy_n(r.begin(), s.gpr.size(), s.gpr.begin());
   s.rip = ip();
   s.rflags = rflags();
+  s.debug_shadow = debug_shadow;
+  s.pending_debug = debug_hits;
   return s;
 }
 
@@ -119,8 +121,8 @@ void Core::set_state(const VcpuState& state) {
   flags = from_rflags(state.rflags);
   rflags_other = (state.rflags & ~cpu::rflags::ARITHMETIC) | cpu::rflags::FIXED;
   exception = {};
-  debug_hits = 0;
-  debug_shadow = false;
+  debug_hits = state.pending_debug;
+  debug_shadow = state.debug_shadow;
   iteration_done();
   exited_ = false;
   rep_remaining_ = 0;

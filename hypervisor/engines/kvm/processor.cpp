@@ -140,7 +140,10 @@ Expected<void, KvmError> Processor::load(const cpu::VcpuState& state) {
   xcrs.xcrs[0].value = r.xcr0;
   // Nothing half delivered: the state is one between instructions.
   events.flags = KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_NMI_PENDING;
-  events.interrupt.shadow = state.interrupt_shadow ? KVM_X86_SHADOW_INT_STI : 0;
+  if (state.interrupt_shadow) {
+    events.interrupt.shadow =
+        state.debug_shadow ? KVM_X86_SHADOW_INT_MOV_SS : KVM_X86_SHADOW_INT_STI;
+  }
   events.nmi.masked = state.nmi_blocked ? 1 : 0;
   // XCR0 says which components XSAVE's area has; with 1 there may be no XSAVE to say it with.
   const bool xcrs_done = control(KVM_SET_XCRS, &xcrs, "KVM_SET_XCRS") || r.xcr0 == 1;
@@ -193,6 +196,7 @@ Expected<cpu::VcpuState, KvmError> Processor::save() {
   cpu::VcpuState state;
   get_state(r, layout_, state);
   state.interrupt_shadow = events.interrupt.shadow != 0;
+  state.debug_shadow = (events.interrupt.shadow & KVM_X86_SHADOW_INT_MOV_SS) != 0;
   state.nmi_blocked = events.nmi.masked != 0;
   save_msrs(state.msr);
   return state;

@@ -122,6 +122,8 @@ void vcpu_fields(Archive& a, cpu::VcpuState& s) {
   a.part("msr", msr);
   a.part("vector", vector);
   a("interrupt_shadow", s.interrupt_shadow);
+  a("debug_shadow", s.debug_shadow);
+  a("pending_debug", s.pending_debug);
   a("nmi_blocked", s.nmi_blocked);
   a("halted", s.halted);
 }

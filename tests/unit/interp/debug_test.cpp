@@ -172,6 +172,32 @@ TEST_P(Debug, BreakpointBitsAreReplacedAndTheOthersGather) {
   expect_trap(m.go(kNops, s), 0, kStep | 1);
 }
 
+TEST_P(Debug, WhatMovSsPutOffIsPartOfTheState) {
+  if (m.is_long()) s.gpr[cpu::RAX] = SystemMachine::kData0;
+  breakpoint(Machine::kData, kAccessWatch, 1);
+  m.poke<std::uint16_t>(Machine::kData, SystemMachine::kData0);
+  m.core->stop_at({m.core->position().instructions + 1, 0});
+  const auto o = m.go({0x8E, 0x13, 0x90, 0x90}, s);  // mov ss,[rbx]; nop
+  ASSERT_EQ(o.exit, engine::ExitKind::interrupted);
+  EXPECT_TRUE(o.state.debug_shadow);
+  EXPECT_EQ(o.state.pending_debug, 1U);
+  m.core->set_state(o.state);
+  expect_trap(m.go_on(), 3, 1);
+}
+
+/// A state has no place for a trap that waits: run() delivers it before it obeys a kick().
+TEST_P(Debug, TrapsComeBeforeAKick) {
+  s.rflags |= rf::TF;
+  m.core->limit_run(1);
+  ASSERT_EQ(m.go(kNops, s).exit, engine::ExitKind::interrupted);
+  m.core->limit_run(0);
+  m.core->kick();
+  const auto kicked = m.go_on();
+  ASSERT_EQ(kicked.exit, engine::ExitKind::interrupted);
+  m.core->set_state(kicked.state);
+  expect_trap(m.go_on(), 1, kStep);
+}
+
 TEST_P(Debug, Int1ReportsWhatMovSsPutOff) {
   m.poke<std::uint16_t>(Machine::kData, SystemMachine::kData0);
   breakpoint(Machine::kData, kAccessWatch);
