@@ -84,10 +84,15 @@ std::string CaseOperands::describe() const {
                                 fx[25], fx[24], fx[1], fx[0], fx[3], fx[2], fx[4]);
   for (unsigned k = 0; k < d_.insn.operand_count_visible; ++k) {
     const ZydisDecodedOperand& o = d_.ops[k];
-    const auto v = o.type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? std::nullopt : value(o);
+    const bool indices = o.type == ZYDIS_OPERAND_TYPE_MEMORY && o.mem.type == ZYDIS_MEMOP_TYPE_VSIB;
+    const auto v = indices ? std::optional{register_value(o.mem.index)}
+                   : o.type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? std::nullopt
+                                                            : value(o);
     if (!v) continue;
     out += fmt::format("\n  operand {}:", k + 1);
-    const unsigned bytes = ZydisRegisterGetClass(o.reg.value) == ZYDIS_REGCLASS_X87 ? 10 : 32;
+    const bool stack = o.type == ZYDIS_OPERAND_TYPE_REGISTER &&
+                       ZydisRegisterGetClass(o.reg.value) == ZYDIS_REGCLASS_X87;
+    const unsigned bytes = stack ? 10 : 32;
     for (unsigned i = bytes; i-- > 0;) {
       out += fmt::format("{}{:02x}", (i + 1) % 8 == 0 ? " " : "", v->bytes[i]);
     }

@@ -176,7 +176,7 @@ class Fuzzer {
                             const Result& oracle) {
     Expected out{oracle, {}};
     const CaseOperands operands{c, d, pattern_};
-    const QemuCase q{c, d, operands, guest.vector};
+    const QemuCase q{c, d, operands, guest.vector, guest.cr2};
     for (const auto part :
          {general_deviations(), vector_deviations(), trigonometry_deviations(), x87_deviations()}) {
       for (const QemuDeviation& known : part) {

@@ -24,7 +24,9 @@ struct Omission {
   std::uint32_t st = 0;   ///< a bit a stack register
   std::uint32_t ymm = 0;  ///< a bit a register
   /// Relative differences that the manual allows an approximation, as powers of two; 0: none.
-  int ymm_error = 0;         ///< of every 32-bit lane
+  int ymm_error = 0;  ///< of every 32-bit lane
+  /// With FTZ, a lane of this width that is zero in one and the smallest normal in the other.
+  unsigned flushed = 0;
   int st_error = 0;          ///< of ST(0) and ST(1)
   long double st_slack = 0;  ///< and, besides, an absolute one
 };
@@ -41,6 +43,7 @@ struct QemuCase {
   const DecodedCase& d;
   const CaseOperands& in;
   std::uint32_t guest_vector;
+  std::uint64_t guest_cr2;  ///< of a page fault
   [[nodiscard]] ZydisMnemonic mnemonic() const { return d.insn.mnemonic; }
   [[nodiscard]] bool is(std::initializer_list<ZydisMnemonic> list) const;
   /// Its name, in lower case.
