@@ -222,7 +222,7 @@ struct EptFormat : WideEntries {
   }
   static constexpr Rights combine(Rights r, Entry e, const WalkControls& /*c*/) {
     return {r.read && (e & kRead) != 0, r.write && (e & kWrite) != 0,
-            r.execute && (e & kExecute) != 0, true};
+            r.execute && (e & kExecute) != 0, r.user};
   }
   static constexpr bool permits(Rights r, AccessKind kind, bool /*user*/, bool /*ac*/,
                                 const WalkControls& /*c*/) {

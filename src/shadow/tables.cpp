@@ -527,7 +527,7 @@ void ShadowTables::drop_pages(PpnRange range, Change& change) {
 void ShadowTables::set_root(VcpuId vcpu, bool anywhere, std::uint32_t number) noexcept {
   std::uint32_t& root = roots_[vcpu][anywhere ? 1 : 0];
   if (number != kNone) {
-    tables_[number]->last_use.store(use_clock_.fetch_add(1, std::memory_order_relaxed) + 1,
+    tables_[number]->last_use.store(use_clock_.fetch_add(1, std::memory_order_relaxed),
                                     std::memory_order_relaxed);
   }
   if (root == number) return;

@@ -299,6 +299,13 @@ TEST_F(P2mTest, pinned_busy_or_logged_pages_are_not_joined) {
   for (std::uint64_t p = 0; p < kRun; ++p) EXPECT_FALSE(entry(p).busy());
 }
 
+TEST_F(P2mTest, a_join_that_cannot_be_changes_no_entry) {
+  for (std::uint64_t p = 0; p + 1 < kRun; ++p) touch(p);
+  const P2mEntry first = entry(0);
+  EXPECT_FALSE(p2m().join(PPN{0}));
+  EXPECT_EQ(entry(0), first) << "who holds the old entry would have to look again";
+}
+
 TEST_F(P2mTest, fully_split_tables_cost_a_fifth_of_a_percent) {
   TestMachine big{512};
   const std::uint64_t pages = 512 * 256;

@@ -216,6 +216,14 @@ TEST_F(Tracing, WriteFloodGivesATableUp) {
   EXPECT_EQ(f.read(page(1))->pa, at(300));
 }
 
+TEST_F(Tracing, WithoutTheTechniqueNoFloodGivesATableUp) {
+  s.put(at(kTable, 1), to(100, kPWU));
+  ASSERT_TRUE(s.read(page(1)));
+  for (std::uint64_t i = 0; i < 200; ++i) s.put(at(kTable, 100 + i), to(i, kPWU));
+  EXPECT_EQ(stats().floods, 0U);
+  EXPECT_TRUE(write_pa(kTable)->traced);
+}
+
 TEST_F(Tracing, BulkStoreIsAFlood) {
   ShadowOptions options = TestGuest::patient();
   options.write_flood_limit = 12;

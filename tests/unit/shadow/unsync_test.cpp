@@ -248,6 +248,19 @@ TEST_F(Unsync, ATableOutOfSyncThatBecomesADirectoryIsTracedAgain) {
   EXPECT_EQ(read_on(0, page(1)), at(201));
 }
 
+/// CR0.WP=0 makes supervisor stores use tables of their own over the same guest pages.
+TEST_F(Unsync, AnotherMirrorOfAPageOutOfSyncIsOutOfSyncToo) {
+  make_outdated();
+  PagingContext free = with_pcid(kRoot, 1);
+  free.wp = false;
+  s.mmu->set_context(1, free);
+  const ShadowStats before = stats();
+  ASSERT_TRUE(s.mmu->translate(1, page(1), {AccessKind::write, false, false}));
+  EXPECT_EQ(stats().pages, before.pages + 4);
+  EXPECT_EQ(stats().unsync_now, 2U);
+  EXPECT_EQ(stats().traces, before.traces) << "stores to the table go on unwatched";
+}
+
 TEST_F(Unsync, ATableThatLosesItsFrameIsForgotten) {
   make_outdated();
   s.p2m.set(PPN{kTable}, PageState::zero);
