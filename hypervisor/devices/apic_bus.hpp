@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "devices/state_result.hpp"
+
 namespace strata::devices {
 
 class LocalApic;
@@ -64,6 +66,10 @@ class ApicBus {
   bool deliver_msi(std::uint64_t address, std::uint32_t data);
   /// A local APIC ended a level-triggered interrupt.
   void broadcast_eoi(std::uint8_t vector);
+
+  /// As a device's. APICs save themselves.
+  [[nodiscard]] nlohmann::json save() const;
+  [[nodiscard]] StateResult load(const nlohmann::json& state);
 
  private:
   LocalApic* lowest(const ApicMessage& message);

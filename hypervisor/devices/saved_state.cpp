@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "devices/acpi_pm.hpp"
+#include "devices/apic_bus.hpp"
 #include "devices/device_state.hpp"
 #include "devices/ioapic.hpp"
 #include "devices/kvmclock.hpp"
@@ -278,6 +279,20 @@ nlohmann::json KvmClock::save() {
 
 StateResult KvmClock::load(const nlohmann::json& state) {
   return loaded(mutex_, state, "kvmclock", [this](auto& a) { fields(a); });
+}
+
+// ---- APIC bus -----------------------------------------------------------------------------------
+
+nlohmann::json ApicBus::save() const {
+  StateWriter writer;
+  writer("rotor", rotor_.load(std::memory_order_relaxed));
+  return std::move(writer).take();
+}
+
+StateResult ApicBus::load(const nlohmann::json& state) {
+  StateReader reader{state, "apic_bus"};
+  atomic_field(reader, "rotor", rotor_);
+  return reader.result();
 }
 
 // ---- local APIC ---------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ nlohmann::json Platform::save() {
   nlohmann::json state = nlohmann::json::object();
   state["apics"] = nlohmann::json::array();
   for (const auto& apic : apics_) state["apics"].push_back(apic->save());
+  state["apic_bus"] = apic_bus_.save();
   state["pic"] = pic_.save();
   state["ioapic"] = ioapic_.save();
   state["pit"] = pit_.save();
@@ -105,8 +106,8 @@ devices::StateResult Platform::load(const nlohmann::json& state) {
   const auto wrong = [](const char* what) {
     return devices::StateResult{Unexpected{devices::StateError{what}}};
   };
-  for (const char* part : {"apics", "pic", "ioapic", "pit", "rtc", "acpi", "serial", "pci", "ports",
-                           "kvmclock", "timers"}) {
+  for (const char* part : {"apics", "apic_bus", "pic", "ioapic", "pit", "rtc", "acpi", "serial",
+                           "pci", "ports", "kvmclock", "timers"}) {
     if (!state.is_object() || !state.contains(part)) return wrong("a device's state is missing");
   }
   const nlohmann::json& apics = state["apics"];
@@ -116,6 +117,7 @@ devices::StateResult Platform::load(const nlohmann::json& state) {
   reader("timers", deadlines);
   devices::StateResult done = reader.result();
   for (std::size_t i = 0; done && i < apics_.size(); ++i) done = apics_[i]->load(apics[i]);
+  if (done) done = apic_bus_.load(state["apic_bus"]);
   if (done) done = pic_.load(state["pic"]);
   if (done) done = ioapic_.load(state["ioapic"]);
   if (done) done = pit_.load(state["pit"]);

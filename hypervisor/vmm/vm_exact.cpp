@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "vmm/vm_parts.hpp"
 
@@ -33,7 +34,7 @@ void Vm::run_turns() {
       return ended({Ending::internal_error, 0, done.error().message});
     }
   }
-  std::size_t next = 0;
+  std::size_t& next = exact_->turn;
   while (!has_ended()) {
     std::size_t tried = 0;
     while (tried < vcpus_.size() && !vcpus_[next]->wants_turn()) {
@@ -42,7 +43,7 @@ void Vm::run_turns() {
     }
     if (tried < vcpus_.size()) {
       run_slice(*vcpus_[next]);
-      next = (next + 1) % vcpus_.size();
+      if (exact_->slice_left == 0) next = (next + 1) % vcpus_.size();
     } else if (clocks_->instructions && clocks_->instructions->skip()) {
       clocks_->instructions->run_due();
     } else {
@@ -65,7 +66,9 @@ void Vm::run_slice(VcpuThread& vcpu) {
   if (exact_->recorder) exact_->recorder->turn(vcpu.id());
   if (clock != nullptr) clock->follow(vcpu.vcpu());
   const auto here = [&] { return vcpu.vcpu().position().instructions; };
-  const std::uint64_t end = here() + (vcpus_.size() == 1 ? kSliceAlone : kSlice);
+  const std::uint64_t rest = std::exchange(exact_->slice_left, 0);
+  const std::uint64_t whole = vcpus_.size() == 1 ? kSliceAlone : kSlice;
+  const std::uint64_t end = here() + (rest != 0 ? std::min(rest, whole) : whole);
   for (;;) {
     if (clock != nullptr) clock->run_due();
     if (exact_->recorder) exact_->recorder->drain();
@@ -85,7 +88,11 @@ void Vm::run_slice(VcpuThread& vcpu) {
     }
     const bool asked = exact_->save_requested;
     if (asked) settle(vcpu);
-    if (asked || turn == VcpuThread::Turn::asleep || here() >= end || has_ended()) return;
+    if (turn == VcpuThread::Turn::asleep || here() >= end || has_ended()) return;
+    if (asked) {
+      exact_->slice_left = end - here();
+      return;
+    }
   }
 }
 

@@ -40,6 +40,9 @@ struct Vm::Exactness {
   std::unique_ptr<replay::EventReader> events;
   std::unique_ptr<replay::Player> player;
   std::atomic<bool> save_requested{false};
+  /// Whose turn is next, and what is left of a slice that a save cut short (0: a whole one).
+  std::size_t turn = 0;
+  std::uint64_t slice_left = 0;
 };
 
 }  // namespace strata::vmm

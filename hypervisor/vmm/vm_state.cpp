@@ -43,7 +43,7 @@ Expected<json, ConfigError> read_machine(ChunkReader& file) {
   if (chunk->type != ChunkType::machine) return bad(file.path() + ": does not begin with a VM");
   auto machine = replay::parse_cbor(chunk->bytes, file.path());
   if (!machine) return bad(machine.error().message);
-  for (const char* part : {"config", "cpu_model", "clock", "vcpus", "devices"}) {
+  for (const char* part : {"config", "cpu_model", "clock", "turn", "vcpus", "devices"}) {
     if (!machine->is_object() || !machine->contains(part)) {
       return bad(fmt::format("{}: holds no {}", file.path(), part));
     }
@@ -95,6 +95,16 @@ struct VcpuPart {
   }
 };
 
+struct TurnPart {
+  std::uint64_t vcpu = 0;
+  std::uint64_t left = 0;  ///< instructions
+  template <class Archive>
+  void fields(Archive& a) {
+    a("vcpu", vcpu, kMaxVcpus - 1);
+    a("left", left);
+  }
+};
+
 template <class Part>
 json fields_of(Part part) {
   devices::StateWriter writer;
@@ -122,6 +132,7 @@ json Vm::machine_json() {
     clock.tsc = clock_.tsc();
   }
   machine["clock"] = fields_of(clock);
+  machine["turn"] = fields_of(TurnPart{exact_->turn, exact_->slice_left});
   machine["vcpus"] = json::array();
   for (const auto& vcpu : vcpus_) {
     json one = fields_of(VcpuPart{vcpu->vcpu().position().instructions, vcpu->waits_for_startup()});
@@ -207,6 +218,13 @@ Expected<void, ConfigError> Vm::take_machine(const json& machine, bool with_devi
     vcpus_[i]->vcpu().set_instructions(part.instructions);
     vcpus_[i]->set_waits_for_startup(part.waits_for_startup);
   }
+  TurnPart turn;
+  devices::StateReader reader{machine["turn"], path + ": turn"};
+  turn.fields(reader);
+  reader.require("vcpu", turn.vcpu < vcpus_.size());
+  if (const auto done = reader.result(); !done) return bad(done.error().message);
+  exact_->turn = turn.vcpu;
+  exact_->slice_left = turn.left;
   if (!with_devices) return {};
   if (const auto done = platform_->load(machine["devices"]); !done) {
     return bad(fmt::format("{}: {}", path, done.error().message));

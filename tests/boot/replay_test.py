@@ -90,14 +90,15 @@ class Exact(unittest.TestCase):
         self.assertEqual(set(traces), {traces[0]})
         self.assertIn("CR3", self.replay(recording, "--until", 5000, "--dump-state").stdout)
 
-    def test_saved_vms_end_as_the_unsaved(self):
-        output, instructions, checksum = self.guest(*EXACT)
+    def save_and_load(self, cpus, saves):
+        exact = [*EXACT, "--cpus", cpus]
+        output, instructions, checksum = self.guest(*exact)
         saved = self.directory / "guest.vm"
-        numbers = random.Random(3)
-        for i in range(6):
+        numbers = random.Random(cpus)
+        for i in range(saves):
             at = numbers.randrange(1, instructions)
             mmu, other = MMUS[i % len(MMUS)], MMUS[(i + 1) % len(MMUS)]
-            done = strata("run", "--kernel", GUEST, "--append", "auto", "--memory", "64M", *EXACT,
+            done = strata("run", "--kernel", GUEST, "--append", "auto", "--memory", "64M", *exact,
                           "--mmu", mmu, "--save", saved, "--save-at", at)
             self.assertEqual(done.returncode, 0, done.stderr)
             self.one_line(done, f"at instruction {at}")
@@ -105,6 +106,19 @@ class Exact(unittest.TestCase):
             self.assertEqual(done.stdout + rest, output, f"saved at {at}")
             self.assertEqual(end, checksum, f"saved at {at} under {mmu}, loaded under {other}")
             self.assertEqual(last, instructions, f"saved at {at}")
+
+    def test_saved_vms_end_as_the_unsaved(self):
+        self.save_and_load(cpus=1, saves=6)
+
+    def test_vms_of_several_vcpus_do_so_too(self):
+        self.save_and_load(cpus=4, saves=3)
+
+    def test_several_vcpus_replay_under_every_backend(self):
+        recording = self.directory / "guest.rec"
+        _, instructions, checksum = self.guest("--cpus", 4, "--record", recording)
+        for mmu in MMUS:
+            done = self.replay(recording, "--mmu", mmu)
+            self.one_line(done, "ended as recorded", checksum, f"{instructions} instructions")
 
     def test_a_loaded_vm_can_be_recorded(self):
         saved, recording = self.directory / "guest.vm", self.directory / "rest.rec"

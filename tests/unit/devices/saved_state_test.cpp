@@ -140,6 +140,43 @@ TEST(SavedState, LoadedDevicesGoOnAsTheSavedOnes) {
   }
 }
 
+/// Two APICs that are equal to a lowest-priority message.
+struct Pair {
+  ManualClock clock;
+  ApicBus bus;
+  LocalApic first{{.id = 0, .bootstrap = true}, bus, clock, clock};
+  LocalApic second{{.id = 1}, bus, clock, clock};
+  Pair() {
+    take_part(first);
+    take_part(second);
+  }
+  static void take_part(LocalApic& apic) {
+    apic.mmio_write(PA{0xFEE000F0}, 4, 0x1FF);
+    apic.mmio_write(PA{0xFEE000D0}, 4, 0x0300'0000);
+  }
+  /// Which one takes the next message.
+  unsigned next() {
+    ApicMessage message;
+    message.destination = 3;
+    message.logical = true;
+    message.mode = DeliveryMode::lowest_priority;
+    message.vector = 0x55;
+    const std::uint64_t before = second.stats().accepted;
+    EXPECT_EQ(bus.deliver(message), 1U);
+    return second.stats().accepted == before ? 0 : 1;
+  }
+};
+
+/// Where the next of equal APICs is in the rotation is state too.
+TEST(SavedState, LowestPriorityGoesOnWhereItWas) {
+  for (unsigned sent = 0; sent < 4; ++sent) {
+    Pair saved, loaded;
+    for (unsigned i = 0; i < sent; ++i) saved.next();
+    ASSERT_TRUE(loaded.bus.load(json::from_cbor(json::to_cbor(saved.bus.save()))));
+    EXPECT_EQ(loaded.next(), saved.next()) << sent;
+  }
+}
+
 /// Each field in turn missing, of the wrong type, out of range or huge: an error or a state that
 /// works, never a crash.
 TEST(SavedState, NonsenseIsRefusedOrWorks) {
