@@ -114,6 +114,17 @@ TEST_F(Tracing, PartialStoresZapToo) {
   EXPECT_EQ(s.read(page(1))->pa, at(0x65));
 }
 
+TEST_F(Tracing, AStoreMayEndWithTheFirstByteOfATable) {
+  const auto present = [&] { return s.read(page(0)).has_value(); };
+  for (const std::uint64_t before : {0U, 7U}) {  // bytes of the store in the page before
+    s.put(at(kTable, 0), to(100, kPWU));
+    ASSERT_TRUE(present());
+    *s.host(at(kTable)) = std::byte{0};
+    s.mmu->guest_wrote(PA{at(kTable).value() - before}, before + 1);
+    EXPECT_FALSE(present()) << before;
+  }
+}
+
 TEST_F(Tracing, OneStoreMayCoverSeveralEntriesAndPages) {
   s.put(at(kTable, 511), to(100, kPWU));
   ASSERT_TRUE(s.read(page(511)));
