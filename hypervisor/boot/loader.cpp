@@ -94,7 +94,7 @@ Result<cpu::VcpuState> load(const LoadRequest& request, MemorySink& sink) {
   if (auto ok = write_cmdline(request, sink); !ok) return forward(ok);
   const AcpiTables acpi = build_acpi({.cpus = request.cpus, .pci = request.pci, .pic = request.pic},
                                      PA{layout::kBiosBase});
-  if (acpi.bytes.size() > layout::kBiosEnd - layout::kBiosBase) {
+  if (acpi.bytes.size() > layout::kBiosRomBase - layout::kBiosBase) {
     return fail("the ACPI tables do not fit below 1 MiB");
   }
   if (auto ok = sink.write(acpi.base, acpi.bytes); !ok) return forward(ok);

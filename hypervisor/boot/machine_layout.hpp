@@ -62,6 +62,8 @@ inline constexpr std::uint64_t kEbdaBase = 0x9FC00;  ///< end of usable low memo
 inline constexpr std::uint64_t kLowRamEnd = 0xA0000;
 inline constexpr std::uint64_t kBiosBase = 0xE0000;  ///< ACPI tables live from here to 1 MiB
 inline constexpr std::uint64_t kBiosEnd = 0x100000;
+/// Interrupt handlers in real mode, where the IBM PC's ROM has that of the timer: F000:FEA5.
+inline constexpr std::uint64_t kBiosRomBase = 0xFFEA5;
 inline constexpr std::uint64_t kMmioHoleBase = 0xC0000000;  ///< RAM below 4 GiB ends here
 inline constexpr std::uint64_t kMmioHoleEnd = 0x100000000;
 /// Windows for device memory that ACPI offers the guest: below and above 4 GiB.
@@ -72,6 +74,9 @@ inline constexpr std::uint64_t kMaxRam = 512 * kGiB;  ///< below half of 40 addr
 inline constexpr unsigned kMaxCpus = 64;
 
 // What the loader builds in low memory. Everything lies in RAM below kEbdaBase.
+inline constexpr std::uint64_t kVectorTableBase = 0;  ///< real mode's; with kBiosData* see bios.hpp
+inline constexpr std::uint64_t kBiosDataBase = 0x400;
+inline constexpr std::uint64_t kBiosDataBytes = 0x100;
 inline constexpr std::uint64_t kGdtBase = 0x500;
 inline constexpr std::uint64_t kStartInfoBase = 0x6000;   ///< hvm_start_info, modules, memory map
 inline constexpr std::uint64_t kBootParamsBase = 0x7000;  ///< Linux's zero page

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "boot/bios.hpp"
 #include "boot/bytes.hpp"
 #include "boot/machine_layout.hpp"
 
@@ -40,6 +41,7 @@ Result<cpu::VcpuState> prepare_multiboot(const BootInfo& info, std::uint32_t ent
   if (auto ok = sink.write(PA{layout::kStartInfoBase}, block); !ok) {
     return fail(ok.error().message);
   }
+  if (auto ok = write_bios(sink); !ok) return fail(ok.error().message);
   cpu::VcpuState s = cpu::flat_protected_mode(entry);
   s.gpr[cpu::RAX] = kBootMagic;
   s.gpr[cpu::RBX] = layout::kStartInfoBase;

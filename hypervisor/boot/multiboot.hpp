@@ -21,7 +21,8 @@ inline constexpr std::uint32_t kHasMemory = 1U << 0, kHasCmdline = 1U << 2, kHas
 inline constexpr std::size_t kModuleBytes = 16, kMapEntryBytes = 24;
 }  // namespace multiboot_info
 
-/// Writes the information structure to layout::kStartInfoBase and returns the state at `entry`.
+/// Writes the information structure to layout::kStartInfoBase and what a BIOS has in memory, and
+/// returns the state at `entry`.
 [[nodiscard]] Result<cpu::VcpuState> prepare_multiboot(const BootInfo& info, std::uint32_t entry,
                                                        MemorySink& sink);
 

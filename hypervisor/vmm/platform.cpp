@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 
+#include "boot/bios.hpp"
 #include "boot/machine_layout.hpp"
 #include "devices/device_state.hpp"
 
@@ -80,6 +81,32 @@ void Platform::attach_all() {
   if (!pci_.add(0, host_bridge_)) std::abort();
   must(system_ports_.attach(ports_));
   must(ioapic_.attach(mmio_, layout::kIoApicBase));
+}
+
+/// As the BIOS does it, through the ports. 8259s (data sheet, "initialization command words"):
+/// edge-triggered, cascaded on input 2, 8086 mode; the timer and the cascade unmasked, but no input
+/// whose handler would only end the interrupt. Counter 0 of the 8254: square wave of the longest
+/// period, 65536 counts, which makes the 18.2 Hz of the PC's tick.
+void Platform::enter_bios_state() {
+  constexpr std::uint16_t kMaster = 0x20, kSlave = 0xA0;
+  constexpr std::uint8_t kIcw1 = 0x11, kIcw4 = 0x01, kSlaveOnInput2 = 1U << 2, kSlaveId = 2;
+  constexpr std::uint8_t kSquareWave = 0x36;  // counter 0, both bytes, mode 3
+  const auto out = [this](unsigned port, std::uint8_t value) {
+    port_write(static_cast<std::uint16_t>(port), 1, value);
+  };
+  out(kMaster, kIcw1);
+  out(kMaster + 1, boot::kBiosMasterVector);
+  out(kMaster + 1, kSlaveOnInput2);
+  out(kMaster + 1, kIcw4);
+  out(kSlave, kIcw1);
+  out(kSlave + 1, boot::kBiosSlaveVector);
+  out(kSlave + 1, kSlaveId);
+  out(kSlave + 1, kIcw4);
+  out(kMaster + 1, static_cast<std::uint8_t>(~(1U << layout::kPitIrq | kSlaveOnInput2)));
+  out(kSlave + 1, 0xFF);
+  out(layout::kPitPort + 3, kSquareWave);
+  out(layout::kPitPort, 0);
+  out(layout::kPitPort, 0);
 }
 
 nlohmann::json Platform::save() {

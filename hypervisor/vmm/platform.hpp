@@ -48,6 +48,10 @@ class Platform {
   [[nodiscard]] nlohmann::json save();
   [[nodiscard]] devices::StateResult load(const nlohmann::json& state);
 
+  /// The interrupt controllers and the timer as a PC's BIOS hands them to a kernel; boot/bios.hpp
+  /// says why. Before any vCPU runs.
+  void enter_bios_state();
+
   [[nodiscard]] devices::Timers& timers() noexcept { return timers_; }
   [[nodiscard]] devices::Serial8250& serial() noexcept { return serial_; }
   [[nodiscard]] devices::LocalApic& apic(VcpuId vcpu) noexcept { return *apics_[vcpu]; }

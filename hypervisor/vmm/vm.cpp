@@ -247,6 +247,7 @@ Expected<void, ConfigError> Vm::load_guest() {
   const auto state = boot::load(request, sink);
   if (!state) return bad(state.error().message);
   vcpus_[0]->vcpu().set_state(*state);
+  if (kernel->entry_kind() == boot::EntryKind::multiboot) platform_->enter_bios_state();
   return {};
 }
 

@@ -210,6 +210,34 @@ TEST_F(Loader, Multiboot) {
   EXPECT_EQ(at<std::uint32_t>(list + 24 * 3 + 20), 1U);
 }
 
+/// What real mode needs of a BIOS; what the handlers do is in tests/unit/vmm.
+TEST_F(Loader, MultibootFindsVectorsAndBiosData) {
+  ElfSpec spec;
+  spec.is64 = spec.pvh = false;
+  spec.multiboot = true;
+  const KernelImage kernel = image_of(make_elf(spec));
+  ASSERT_TRUE(run(kernel));
+  const auto handler = [&](std::uint32_t vector) {
+    const auto pointer = at<std::uint32_t>(4 * vector);
+    EXPECT_EQ(pointer >> 16, 0xF000U) << vector;
+    return (pointer >> 16 << 4) + (pointer & 0xFFFF);
+  };
+  for (std::uint32_t vector = 0; vector < 256; ++vector) {
+    EXPECT_GE(handler(vector), layout::kBiosRomBase) << vector;
+    EXPECT_LT(handler(vector), layout::kBiosEnd) << vector;
+  }
+  EXPECT_EQ(handler(0x08), 0xFFEA5U) << "the PC's tick";
+  EXPECT_NE(handler(0x09), handler(0x08));
+  EXPECT_NE(handler(0x70), handler(0x09));
+  EXPECT_EQ(at<std::uint8_t>(handler(0x10)), 0xCFU) << "IRET";
+  EXPECT_EQ(at<std::uint16_t>(0x400), 0x3F8U) << "COM1";
+  EXPECT_EQ(at<std::uint16_t>(0x402), 0U) << "no COM2";
+  EXPECT_EQ(at<std::uint16_t>(0x40E), 0x9FC0U) << "EBDA";
+  EXPECT_EQ(at<std::uint16_t>(0x413), 639U) << "KiB of memory below it";
+  EXPECT_EQ(at<std::uint32_t>(0x46C), 0U) << "ticks";
+  EXPECT_EQ(at<std::uint8_t>(0x9FC00), 1U) << "KiB of EBDA";
+}
+
 /// Real-mode test kernels are linked below 1 MiB; so are no others.
 TEST_F(Loader, MultibootInLowMemory) {
   ElfSpec spec;
@@ -335,6 +363,8 @@ TEST(LowMemory, PartsAreDisjoint) {
   };
   constexpr std::uint64_t kEntries = 5;  // the longest e820
   const Part parts[] = {
+      {kVectorTableBase, 256 * 4},
+      {kBiosDataBase, kBiosDataBytes},
       {kGdtBase, 48},
       {kStartInfoBase,
        128 + multiboot_info::kModuleBytes + kEntries * multiboot_info::kMapEntryBytes},
