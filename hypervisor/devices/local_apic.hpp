@@ -212,7 +212,9 @@ class LocalApic final : public engine::InterruptSource {
   void write_esr_locked() noexcept;
   void end_interrupt_locked(Aftermath& after);
   [[nodiscard]] std::uint32_t ldr_locked() const noexcept;
+  [[nodiscard]] std::uint64_t read_deadline();
   [[nodiscard]] std::optional<std::uint64_t> read_x2apic(std::uint32_t msr);
+  [[nodiscard]] std::optional<std::uint64_t> read_x2apic_locked(std::uint32_t offset);
   [[nodiscard]] bool write_x2apic(std::uint32_t msr, std::uint64_t value);
   [[nodiscard]] bool write_base(std::uint64_t value);
   [[nodiscard]] std::uint64_t base_writable() const noexcept;
@@ -234,6 +236,8 @@ class LocalApic final : public engine::InterruptSource {
   void timer_mode_changed_locked(TimerMode before);
   [[nodiscard]] std::uint32_t current_count_locked();
   void set_deadline_locked(std::uint64_t tsc);
+  bool settle_timer_locked();
+  void arm_timer_locked();
   void timer_expired();
   void fire_timer_locked();
 

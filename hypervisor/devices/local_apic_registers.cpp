@@ -83,6 +83,7 @@ std::uint32_t LocalApic::read_register_locked(std::uint32_t offset) {
     case kApicInitialCount:
       return initial_count_;
     case kApicCurrentCount:
+      settle_timer_locked();
       return current_count_locked();
     case kApicDivide:
       return divide_;
@@ -125,6 +126,7 @@ void LocalApic::write_register_locked(std::uint32_t offset, std::uint32_t value,
       break;
     case kApicInitialCount:
       if (timer_mode_locked() == TimerMode::tsc_deadline) break;
+      settle_timer_locked();
       initial_count_ = value;
       start_timer_locked();
       break;
@@ -139,6 +141,7 @@ void LocalApic::write_register_locked(std::uint32_t offset, std::uint32_t value,
 }
 
 void LocalApic::write_lvt_locked(Lvt which, std::uint32_t value) {
+  if (which == timer) settle_timer_locked();
   const TimerMode before = timer_mode_locked();
   value &= lvt_bits(which);
   if ((svr_ & kSvrEnabled) == 0) value |= kLvtMasked;
@@ -148,6 +151,7 @@ void LocalApic::write_lvt_locked(Lvt which, std::uint32_t value) {
 
 /// Software disable masks every LVT (SDM 3A 11.4.7.2); what is in IRR and ISR stays.
 void LocalApic::write_svr_locked(std::uint32_t value) {
+  settle_timer_locked();
   svr_ = value & kSvrBits;
   if ((svr_ & kSvrEnabled) != 0) return;
   for (std::uint32_t& lvt : lvt_) lvt |= kLvtMasked;
@@ -176,7 +180,8 @@ std::uint64_t LocalApic::mmio_read(PA pa, unsigned size) {
   {
     const std::lock_guard lock{mutex_};
     value = read_register_locked(offset & ~0xFU);
-    after.wake = update_locked();  // an illegal register may raise the error interrupt
+    // An illegal register may raise the error interrupt, the timer turn out to have expired.
+    after.wake = update_locked();
   }
   finish(after);
   // Of each 16 bytes, 4 are a register; the others read as 0.
@@ -205,9 +210,7 @@ std::optional<std::uint64_t> LocalApic::read_msr(std::uint32_t msr) {
   counters_.reads.fetch_add(1, std::memory_order_relaxed);
   if (msr == kMsrApicBase) return base_msr_.load(std::memory_order_acquire);
   if (msr == kMsrTscDeadline) {
-    if (!config_.tsc_deadline) return std::nullopt;
-    const std::lock_guard lock{mutex_};
-    return tsc_deadline_;
+    return config_.tsc_deadline ? std::optional{read_deadline()} : std::nullopt;
   }
   return owns_msr(msr) ? read_x2apic(msr) : std::nullopt;
 }
@@ -227,10 +230,33 @@ bool LocalApic::write_msr(std::uint32_t msr, std::uint64_t value) {
   return true;
 }
 
-/// SDM 3A 11.12.1.2, table 11-6: no DFR, no upper half of ICR, EOI and SELF IPI write-only.
+std::uint64_t LocalApic::read_deadline() {
+  std::uint64_t value = 0;
+  Aftermath after;
+  {
+    const std::lock_guard lock{mutex_};
+    settle_timer_locked();
+    value = tsc_deadline_;
+    after.wake = update_locked();
+  }
+  finish(after);
+  return value;
+}
+
 std::optional<std::uint64_t> LocalApic::read_x2apic(std::uint32_t msr) {
-  const std::uint32_t offset = x2apic_offset(msr);
-  const std::lock_guard lock{mutex_};
+  std::optional<std::uint64_t> value;
+  Aftermath after;
+  {
+    const std::lock_guard lock{mutex_};
+    value = read_x2apic_locked(x2apic_offset(msr));
+    after.wake = update_locked();  // the timer may turn out to have expired
+  }
+  finish(after);
+  return value;
+}
+
+/// SDM 3A 11.12.1.2, table 11-6: no DFR, no upper half of ICR, EOI and SELF IPI write-only.
+std::optional<std::uint64_t> LocalApic::read_x2apic_locked(std::uint32_t offset) {
   if (mode_ != Mode::x2apic) return std::nullopt;
   if (offset == kApicIcr) return std::uint64_t{icr_high_} << 32 | icr_low_;
   const bool vectors = offset >= kApicIsr && offset < kApicEsr;

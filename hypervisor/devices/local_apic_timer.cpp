@@ -44,6 +44,7 @@ void LocalApic::stop_timer_locked() {
 /// The count goes on from where it is at the new rate. The start may lie before power-on then;
 /// all sums with it are modulo 2^64.
 void LocalApic::set_divide_locked(std::uint32_t value) {
+  settle_timer_locked();
   const std::uint32_t count = current_count_locked();
   divide_ = value & 0xB;
   if (!timer_running_) return;
@@ -51,7 +52,8 @@ void LocalApic::set_divide_locked(std::uint32_t value) {
   timer_.arm(timer_start_ + period_locked());
 }
 
-/// Into and out of TSC-deadline mode the timer is disarmed; between the others it goes on.
+/// After a change of mode. Into and out of TSC-deadline mode the timer is disarmed; between the
+/// others it goes on.
 void LocalApic::timer_mode_changed_locked(TimerMode before) {
   const TimerMode mode = timer_mode_locked();
   if (mode == before) return;
@@ -72,6 +74,7 @@ std::uint32_t LocalApic::current_count_locked() {
 /// A deadline that is not in the future fires at once.
 void LocalApic::set_deadline_locked(std::uint64_t tsc) {
   if (timer_mode_locked() != TimerMode::tsc_deadline) return;
+  settle_timer_locked();
   tsc_deadline_ = tsc;
   if (tsc == 0) {
     timer_.cancel();
@@ -89,35 +92,53 @@ void LocalApic::fire_timer_locked() {
   raise_lvt_locked(timer);
 }
 
+/// Lets happen what is due: the interrupt, and the end of a one-shot count or the start of a new
+/// period. True: something was due. Every register access that shows or changes the timer does this
+/// first, since the timer thread may come late: a count that reads as 0 has expired, is not started
+/// again by a change to periodic mode, and its interrupt is not lost to a write of a new one.
+/// Missed periods become one interrupt, as IRR holds no more.
+bool LocalApic::settle_timer_locked() {
+  if (timer_mode_locked() == TimerMode::tsc_deadline) {
+    if (tsc_deadline_ == 0 || clock_.tsc() < tsc_deadline_) return false;
+    timer_.cancel();
+  } else {
+    if (!timer_running_) return false;
+    const Nanoseconds now = clock_.now();
+    const Nanoseconds period = period_locked();
+    const Nanoseconds passed = now - timer_start_;
+    if (passed < period) return false;
+    if (timer_mode_locked() == TimerMode::periodic) {
+      timer_start_ += passed / period * period;
+      // Never answered faster than kShortestPeriod, other than by accesses of the guest's own.
+      timer_.arm(std::max(timer_start_ + period, now + kShortestPeriod));
+    } else {
+      timer_running_ = false;
+      timer_.cancel();
+    }
+  }
+  fire_timer_locked();
+  return true;
+}
+
 /// On the timer thread. The guest may have changed anything since the timer was armed, so only
-/// the state decides. A period is never answered faster than kShortestPeriod; missed periods
-/// become one interrupt, as IRR holds no more.
+/// the state decides.
 void LocalApic::timer_expired() {
   Aftermath after;
   {
     const std::lock_guard lock{mutex_};
-    const TimerMode mode = timer_mode_locked();
-    if (mode == TimerMode::tsc_deadline) {
-      if (tsc_deadline_ == 0) return;
-      if (clock_.tsc() < tsc_deadline_) return timer_.arm(clock_.ns_at_tsc(tsc_deadline_));
-      fire_timer_locked();
-    } else {
-      if (!timer_running_) return;
-      const Nanoseconds now = clock_.now();
-      const Nanoseconds period = period_locked();
-      const Nanoseconds passed = now - timer_start_;
-      if (passed < period) return timer_.arm(timer_start_ + period);
-      if (mode == TimerMode::periodic) {
-        timer_start_ += passed / period * period;
-        timer_.arm(std::max(timer_start_ + period, now + kShortestPeriod));
-      } else {
-        timer_running_ = false;
-      }
-      fire_timer_locked();
-    }
+    if (!settle_timer_locked()) return arm_timer_locked();
     after.wake = update_locked();
   }
   finish(after);
+}
+
+/// For when the state says that the timer is due next, if it is running.
+void LocalApic::arm_timer_locked() {
+  if (timer_mode_locked() == TimerMode::tsc_deadline) {
+    if (tsc_deadline_ != 0) timer_.arm(clock_.ns_at_tsc(tsc_deadline_));
+  } else if (timer_running_) {
+    timer_.arm(timer_start_ + period_locked());
+  }
 }
 
 }  // namespace strata::devices

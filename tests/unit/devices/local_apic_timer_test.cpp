@@ -231,11 +231,12 @@ TEST_F(ApicTimerTest, ALateCallbackForAnOlderDeadlineDoesNothing) {
   for (const std::uint32_t mode : {0U, kPeriodic}) {
     put(kApicLvtTimer, mode | 0xEF);
     put(kApicInitialCount, 1'000'000);
-    clock.jump(1'000'000);
+    clock.jump(999'999);
     put(kApicInitialCount, 5'000'000);
+    clock.jump(1);
     hand.fire();
     EXPECT_FALSE(other.pending());
-    EXPECT_EQ(hand.deadline, clock.now() + 5'000'000) << "armed for the new one";
+    EXPECT_EQ(hand.deadline, clock.now() + 4'999'999) << "armed for the new one";
     put(kApicInitialCount, 0);
     hand.fire();
     EXPECT_FALSE(other.pending()) << "stopped";
@@ -248,6 +249,83 @@ TEST_F(ApicTimerTest, ALateCallbackForAnOlderDeadlineDoesNothing) {
   ASSERT_TRUE(other.write_msr(kMsrTscDeadline, 0));
   hand.fire();
   EXPECT_FALSE(other.pending()) << "disarmed";
+}
+
+// The guest is quicker than the timer thread: what a register shows has happened all the same.
+
+TEST_F(ApicTimerTest, AOneShotCountThatReadsZeroHasExpired) {
+  write(kApicLvtTimer, 0xEF);
+  write(kApicInitialCount, 1'000'000);
+  clock.jump(1'000'000);
+  wakes = 0;
+  EXPECT_EQ(read(kApicCurrentCount), 0U);
+  EXPECT_GT(wakes, 0);
+  EXPECT_EQ(take(), 0xEFU);
+  clock.run_due();
+  EXPECT_EQ(take(), 0U) << "once";
+}
+
+TEST_F(ApicTimerTest, AnExpiredCountDoesNotBecomePeriodic) {
+  write(kApicLvtTimer, 0xEF);
+  write(kApicInitialCount, 1'000'000);
+  clock.jump(1'200'000);
+  write(kApicLvtTimer, kPeriodic | 0xEE);
+  EXPECT_EQ(read(kApicCurrentCount), 0U);
+  EXPECT_EQ(take(), 0xEFU) << "with the vector of when it expired";
+  clock.run_due();
+  clock.advance(5'000'000);
+  EXPECT_EQ(take(), 0U);
+}
+
+TEST_F(ApicTimerTest, APeriodThatHasEndedIsNotTheOneShotCount) {
+  write(kApicLvtTimer, kPeriodic | 0xEF);
+  write(kApicInitialCount, 1'000'000);
+  clock.jump(1'200'000);
+  write(kApicLvtTimer, 0xEF);
+  EXPECT_EQ(read(kApicCurrentCount), 800'000U);
+  EXPECT_EQ(take(), 0xEFU);
+  clock.run_due();
+  EXPECT_EQ(take(), 0U);
+  clock.advance(800'000);
+  EXPECT_EQ(take(), 0xEFU);
+}
+
+TEST_F(ApicTimerTest, AnExpiredCountsInterruptIsNotLostToANewOne) {
+  for (const std::uint32_t reg : {kApicInitialCount, kApicDivide, kApicSvr}) {
+    write(kApicSvr, 0x1FF);
+    write(kApicDivide, 0xB);
+    write(kApicLvtTimer, 0xEF);
+    write(kApicInitialCount, 1'000'000);
+    clock.jump(1'000'000);
+    write(reg, reg == kApicSvr ? 0xFF : 0xA);
+    EXPECT_EQ(take(), 0xEFU) << reg;
+    write(kApicInitialCount, 0);
+  }
+}
+
+TEST_F(ApicTimerTest, ADeadlineThatHasPassedReadsAsZero) {
+  write(kApicLvtTimer, kDeadline | 0xEF);
+  set_deadline(clock.tsc() + 2000);
+  clock.jump(1000);
+  EXPECT_EQ(apic.read_msr(kMsrTscDeadline), 0U);
+  EXPECT_EQ(take(), 0xEFU);
+  set_deadline(clock.tsc() + 2000);
+  clock.jump(1000);
+  set_deadline(clock.tsc() + 2'000'000);
+  EXPECT_EQ(take(), 0xEFU) << "the earlier one's";
+  clock.run_due();
+  EXPECT_EQ(take(), 0U);
+}
+
+TEST_F(ApicTimerTest, X2ApicCountThatReadsZeroHasExpired) {
+  ASSERT_TRUE(apic.write_msr(kMsrApicBase, *apic.read_msr(kMsrApicBase) | 1U << 10));
+  ASSERT_TRUE(apic.write_msr(0x832, 0xEF));
+  ASSERT_TRUE(apic.write_msr(0x838, 1'000'000));
+  clock.jump(1'000'000);
+  wakes = 0;
+  EXPECT_EQ(apic.read_msr(0x839), 0U);
+  EXPECT_GT(wakes, 0);
+  EXPECT_EQ(apic.acknowledge(), 0xEF);
 }
 
 TEST_F(ApicTimerTest, IllegalVectorIsAnError) {
