@@ -71,7 +71,7 @@ void LocalApic::reset_locked() {
   stop_timer_locked();
   initial_count_ = 0;
   divide_ = 0;
-  nmis_.store(0, std::memory_order_release);
+  drop_nmis();
   xapic_id_ = static_cast<std::uint8_t>(config_.id);
   (void)update_locked();
 }
@@ -102,7 +102,7 @@ int LocalApic::deliverable_vector_locked() const noexcept {
 bool LocalApic::update_locked() noexcept {
   const bool deliverable = ext_int_locked() || deliverable_vector_locked() >= 0;
   deliverable_.store(deliverable, std::memory_order_release);
-  return deliverable || nmis_.load(std::memory_order_relaxed) != 0;
+  return deliverable || nmi_pending();
 }
 
 void LocalApic::call_wake() const {
@@ -141,25 +141,29 @@ std::optional<std::uint8_t> LocalApic::acknowledge() {
 }
 
 bool LocalApic::take_nmi() {
-  if (nmis_.load(std::memory_order_acquire) == 0) {
-    // The vCPU asks when it would take one: no handler runs.
-    if (nmi_limit_.load(std::memory_order_relaxed) != 2) nmi_limit_ = 2;
-    return false;
-  }
-  std::uint8_t waiting = nmis_.load(std::memory_order_relaxed);
-  while (waiting != 0 &&
-         !nmis_.compare_exchange_weak(waiting, static_cast<std::uint8_t>(waiting - 1))) {
-  }
-  // Until the handler's IRET. Not before the one that is taken has left: an NMI that arrives in
-  // between would find no room and be lost.
-  nmi_limit_ = 1;
-  return waiting != 0;
+  Nmis now = nmis_.load(std::memory_order_acquire);
+  Nmis next;
+  do {
+    // The vCPU asks when it would take one: no handler runs, and with this one taken one will,
+    // until its IRET.
+    if (now.waiting == 0 && now.limit == kNmiLimit) return false;
+    next = now.waiting == 0 ? Nmis{}
+                            : Nmis{static_cast<std::uint8_t>(now.waiting - 1), kNmiLimitInHandler};
+  } while (!nmis_.compare_exchange_weak(now, next));
+  return now.waiting != 0;
 }
 
 void LocalApic::raise_nmi() noexcept {
-  std::uint8_t waiting = nmis_.load(std::memory_order_relaxed);
-  while (waiting < nmi_limit_.load() &&
-         !nmis_.compare_exchange_weak(waiting, static_cast<std::uint8_t>(waiting + 1))) {
+  Nmis now = nmis_.load(std::memory_order_relaxed);
+  while (
+      now.waiting < now.limit &&
+      !nmis_.compare_exchange_weak(now, {static_cast<std::uint8_t>(now.waiting + 1), now.limit})) {
+  }
+}
+
+void LocalApic::drop_nmis() noexcept {
+  Nmis now = nmis_.load(std::memory_order_relaxed);
+  while (!nmis_.compare_exchange_weak(now, {0, now.limit})) {
   }
 }
 

@@ -127,7 +127,7 @@ class LocalApic final : public engine::InterruptSource {
   void set_cr8(std::uint64_t value) override;
   /// An NMI waits for take_nmi(): ends HLT as pending() does.
   [[nodiscard]] bool nmi_pending() const noexcept {
-    return nmis_.load(std::memory_order_acquire) != 0;
+    return nmis_.load(std::memory_order_acquire).waiting != 0;
   }
   [[nodiscard]] bool present() override {
     return (base_msr_.load(std::memory_order_acquire) >> 11 & 1) != 0;
@@ -181,6 +181,14 @@ class LocalApic final : public engine::InterruptSource {
     LocalApic& apic_;
     const unsigned pin_;
   };
+  /// NMIs that wait, and how many may. A second one is latched behind one that is about to be
+  /// delivered, and only one while a handler blocks them, as on processors and in KVM (SDM 3A
+  /// 6.7.1). One word: whether there is room is a question about both numbers at one moment.
+  struct Nmis {
+    std::uint8_t waiting = 0;
+    std::uint8_t limit = kNmiLimit;
+  };
+  static constexpr std::uint8_t kNmiLimit = 2, kNmiLimitInHandler = 1;
   /// What a register write leaves to do once the lock is released.
   struct Aftermath {
     bool wake = false;
@@ -196,6 +204,7 @@ class LocalApic final : public engine::InterruptSource {
   void raise_lvt_locked(Lvt which);
   void error_locked(std::uint32_t bit);
   void raise_nmi() noexcept;
+  void drop_nmis() noexcept;
   [[nodiscard]] std::uint8_t ppr_locked() const noexcept;
   [[nodiscard]] bool ext_int_locked() const noexcept;
   [[nodiscard]] int deliverable_vector_locked() const noexcept;
@@ -249,10 +258,8 @@ class LocalApic final : public engine::InterruptSource {
   LintLine lint0_{*this, 0}, lint1_{*this, 1};
 
   std::atomic<bool> deliverable_{false};  ///< the hint behind pending(); written under mutex_
-  /// NMIs that wait. A second one is latched behind one that is about to be delivered, and only
-  /// one while a handler blocks them, as on processors and in KVM (SDM 3A 6.7.1).
-  std::atomic<std::uint8_t> nmis_{0};
-  std::atomic<std::uint8_t> nmi_limit_{2};
+  std::atomic<Nmis> nmis_;
+  static_assert(std::atomic<Nmis>::is_always_lock_free);
   std::atomic<std::uint64_t> base_msr_;  ///< IA32_APIC_BASE; written under mutex_
   struct Counters {
     std::atomic<std::uint64_t> reads{0}, writes{0}, accepted{0}, acknowledged{0}, ipis{0}, timer{0};

@@ -299,10 +299,12 @@ StateResult ApicBus::load(const nlohmann::json& state) {
 
 template <class Archive>
 void LocalApic::fields(Archive& a) {
-  atomic_field(a, "nmis", nmis_);
-  a.require("nmis", nmis_.load() <= 2);
-  atomic_field(a, "nmi_limit", nmi_limit_);
-  a.require("nmi_limit", nmi_limit_.load() == 1 || nmi_limit_.load() == 2);
+  Nmis nmis = nmis_.load(std::memory_order_relaxed);
+  a("nmis", nmis.waiting);
+  a.require("nmis", nmis.waiting <= kNmiLimit);
+  a("nmi_limit", nmis.limit);
+  a.require("nmi_limit", nmis.limit == kNmiLimitInHandler || nmis.limit == kNmiLimit);
+  if constexpr (Archive::kReads) nmis_.store(nmis, std::memory_order_release);
   a("xapic_id", xapic_id_);
   atomic_field(a, "base", base_msr_);
   a("mode", mode_, Mode::x2apic);

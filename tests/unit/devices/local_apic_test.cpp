@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "devices/manual_clock.hpp"
@@ -166,6 +169,54 @@ TEST_F(ApicTest, ASecondNmiWaitsAndOneOnlyBehindAHandler) {
   EXPECT_TRUE(apics[0]->take_nmi());
   EXPECT_FALSE(apics[0]->take_nmi());
   EXPECT_FALSE(apics[0]->nmi_pending());
+}
+
+/// There is room for two NMIs, also where the first is taken just as the second arrives.
+TEST_F(ApicTest, AnNmiThatArrivesWhileAnotherIsTakenIsNotLost) {
+  constexpr int kRounds = 2'000'000, kEnd = -1;
+  // On a busy host each round can take both threads a time slice.
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds{2};
+  apics[0]->set_callbacks({});
+  std::atomic<int> started{0}, sent{0};
+  ApicMessage nmi;
+  nmi.mode = DeliveryMode::nmi;
+  const auto delay = [](int n) {  // a cycle or so each, so that the two meet at every distance
+    for (; n > 0; --n) asm volatile("" : : : "memory");
+  };
+  const auto rest = [](unsigned spins) {  // a waiting thread leaves the processor to the other
+    if (spins > 100'000) std::this_thread::yield();
+  };
+  std::thread sender{[&] {
+    for (int round = 1;; ++round) {
+      for (unsigned spins = 0; started != round; ++spins) {
+        if (started == kEnd) return;
+        rest(spins);
+      }
+      apics[0]->accept(nmi);
+      sent = round;
+    }
+  }};
+  int lost = 0;
+  for (int round = 1; round <= kRounds && std::chrono::steady_clock::now() < deadline; ++round) {
+    (void)apics[0]->take_nmi();  // no handler runs
+    started = round;
+    apics[0]->accept(nmi);
+    delay(round % 1024);
+    int taken = 0;
+    for (unsigned spins = 0; taken < 2; ++spins) {
+      const bool all_sent = sent == round;
+      if (apics[0]->take_nmi()) {
+        ++taken;
+      } else if (all_sent) {
+        break;
+      }
+      rest(spins);
+    }
+    if (taken != 2) ++lost;
+  }
+  started = kEnd;
+  sender.join();
+  EXPECT_EQ(lost, 0);
 }
 
 TEST_F(ApicTest, XapicIdCanBeChangedAndTheX2apicIdNot) {
