@@ -127,7 +127,10 @@ def run_all(chosen, columns, args):
             results[suite.name, column], output = job.result()
             print(f"[{number}/{len(jobs)}] {suite.name} {column}: {results[suite.name, column]}",
                   flush=True)
+            if args.results:  # at once: the next suite may be the one that somebody interrupts
+                remember(args.results, {(suite.name, column): results[suite.name, column]})
             if args.logs:
+                pathlib.Path(args.logs).mkdir(parents=True, exist_ok=True)
                 name = f"{suite.name}-{column}".replace(" ", "-")
                 (pathlib.Path(args.logs) / f"{name}.log").write_text(output)
     return results
