@@ -157,6 +157,15 @@ def table(chosen, columns, results, reasons):
     return text
 
 
+def left_out(suites, reasons):
+    """What is not run at all, by reason."""
+    by_reason = {}
+    for s in suites:
+        by_reason.setdefault(reason(s.name, reasons), []).append(s.name)
+    lines = [f"- {', '.join(names)}: {why}" for why, names in by_reason.items()]
+    return "\nNot run, and why:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
 def reason(name, reasons):
     """The note for `name`, or for the longest suite name that begins it (vmx_... under vmx)."""
     known = [r for r in reasons if name.startswith(r)]
@@ -221,6 +230,7 @@ def main():
         shown = [s for s in everything if any(name == s.name for name, _ in results)]
         columns = [c for c in [*BACKENDS, "qemu"] if any(column == c for _, column in results)]
     text = table(shown, columns, results, notes["reasons"])
+    text += left_out([s for s in everything if s not in shown], notes["reasons"])
     print("\n" + text)
     if args.write:
         write(text)
