@@ -68,10 +68,12 @@ class ApicBus {
   void broadcast_eoi(std::uint8_t vector);
 
   /// As a device's. APICs save themselves.
-  [[nodiscard]] nlohmann::json save() const;
+  [[nodiscard]] nlohmann::json save();
   [[nodiscard]] StateResult load(const nlohmann::json& state);
 
  private:
+  template <class Archive>
+  void fields(Archive& a);
   LocalApic* lowest(const ApicMessage& message);
 
   std::vector<LocalApic*> apics_;

@@ -283,15 +283,20 @@ StateResult KvmClock::load(const nlohmann::json& state) {
 
 // ---- APIC bus -----------------------------------------------------------------------------------
 
-nlohmann::json ApicBus::save() const {
+template <class Archive>
+void ApicBus::fields(Archive& a) {
+  atomic_field(a, "rotor", rotor_);
+}
+
+nlohmann::json ApicBus::save() {
   StateWriter writer;
-  writer("rotor", rotor_.load(std::memory_order_relaxed));
+  fields(writer);
   return std::move(writer).take();
 }
 
 StateResult ApicBus::load(const nlohmann::json& state) {
   StateReader reader{state, "apic_bus"};
-  atomic_field(reader, "rotor", rotor_);
+  fields(reader);
   return reader.result();
 }
 

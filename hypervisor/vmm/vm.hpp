@@ -126,7 +126,6 @@ class Vm final : private devices::MachineControl,
   void poke();
   [[nodiscard]] bool has_ended() const;
   [[nodiscard]] std::uint64_t instructions_retired() const;
-  void settle(VcpuThread& vcpu);
   Expected<void, ConfigError> start_recording();
   Expected<void, ConfigError> finish_recording();
 

@@ -86,21 +86,12 @@ void Vm::run_slice(VcpuThread& vcpu) {
     if (config_.save_at && instructions_retired() == *config_.save_at) {
       exact_->save_requested = true;
     }
-    const bool asked = exact_->save_requested;
-    if (asked) settle(vcpu);
     if (turn == VcpuThread::Turn::asleep || here() >= end || has_ended()) return;
-    if (asked) {
+    if (exact_->save_requested) {
       exact_->slice_left = end - here();
       return;
     }
   }
-}
-
-/// A kick may have come between an exception and its delivery, which a saved state does not hold.
-void Vm::settle(VcpuThread& vcpu) {
-  do {
-    vcpu.vcpu().stop_at({vcpu.vcpu().position().instructions, 0});
-  } while (vcpu.take_turn() == VcpuThread::Turn::exited);
 }
 
 /// Sleeps until a vCPU is asked for something. Looks up now and then: a signal handler that wants

@@ -172,13 +172,17 @@ def reason(name, reasons):
     return reasons[max(known, key=len)] if known else "not looked into"
 
 
-def remember(path, results):
-    """Adds `results` to those of earlier runs in `path` and returns all of them."""
+def remembered(path):
+    """The results of all runs so far in `path`."""
     file = pathlib.Path(path)
     known = json.loads(file.read_text()) if file.exists() else []
-    everything = {(name, column): result for name, column, result in known} | results
-    file.write_text(json.dumps([[*key, result] for key, result in sorted(everything.items())]))
-    return everything
+    return {(name, column): result for name, column, result in known}
+
+
+def remember(path, results):
+    everything = remembered(path) | results
+    pathlib.Path(path).write_text(
+        json.dumps([[*key, result] for key, result in sorted(everything.items())]))
 
 
 def write(text):
@@ -226,7 +230,7 @@ def main():
     results = run_all(chosen, columns, args)
     shown = chosen
     if args.results:
-        results = remember(args.results, results)
+        results = remembered(args.results)
         shown = [s for s in everything if any(name == s.name for name, _ in results)]
         columns = [c for c in [*BACKENDS, "qemu"] if any(column == c for _, column in results)]
     text = table(shown, columns, results, notes["reasons"])
