@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace strata::cpu {
 
@@ -123,7 +124,14 @@ struct alignas(64) VectorState {
   alignas(32) std::array<std::array<std::uint64_t, 4>, 16> ymm{};
   std::uint32_t mxcsr = 0x1F80;
   std::uint64_t xcr0 = 1;
-  friend bool operator==(const VectorState&, const VectorState&) = default;
+  /// Of `legacy` its x87 part: what else is in it are leftovers of whoever executed FXSAVE.
+  friend bool operator==(const VectorState& a, const VectorState& b) noexcept {
+    constexpr std::size_t kMxcsr = 24, kRegisters = 32, kXmm = 160;
+    return std::memcmp(a.legacy.data(), b.legacy.data(), kMxcsr) == 0 &&
+           std::memcmp(a.legacy.data() + kRegisters, b.legacy.data() + kRegisters,
+                       kXmm - kRegisters) == 0 &&
+           a.ymm == b.ymm && a.mxcsr == b.mxcsr && a.xcr0 == b.xcr0;
+  }
 };
 
 /// Everything a vCPU is, at an instruction boundary.
