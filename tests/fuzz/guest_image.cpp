@@ -143,6 +143,7 @@ GuestImage::GuestImage(Random& rng, const GuestPlan& plan, const cpu::CpuModel& 
   build_gates(rng);
   build_tasks(rng);
   build_page_tables(rng);
+  if (plan_.self_modifying) map_alias();
   // Handlers may be code of another width than the start.
   const auto main = make_program(rng, plan, catalogues, plan.bits(), 1536);
   const auto other = make_program(rng, plan, catalogues,
@@ -329,6 +330,22 @@ void GuestImage::build_wide_tables(Random& rng) {
   } else {
     put(pointers, directory | 1);
     for (unsigned i = 1; i < 4; ++i) put(pointers + 8 * i, rng.chance(60) ? directory | 1 : 0);
+  }
+}
+
+/// Only below kRamEnd's first 2 MiB, which each kind of tables maps by its first page table.
+void GuestImage::map_alias() {
+  using namespace layout;
+  if (plan_.paging == PagingMode::off) return;
+  const bool narrow = plan_.paging == PagingMode::i386;
+  for (std::uint64_t at = 0; at < kCodeEnd - kCode; at += kPageSize) {
+    const std::uint64_t index = (kAlias + at) >> kPageShift;
+    const std::uint64_t entry = (kCode + at) | 0x67;
+    if (narrow) {
+      put(kRoot + 0x1000 + 4 * index, static_cast<std::uint32_t>(entry));
+    } else {
+      put(kRoot + 0x3000 + 8 * index, entry);
+    }
   }
 }
 

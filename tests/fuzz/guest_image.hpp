@@ -50,6 +50,7 @@ class GuestImage {
   void build_page_tables(Random& rng);
   void build_i386_tables(Random& rng);
   void build_wide_tables(Random& rng);
+  void map_alias();
   [[nodiscard]] std::uint64_t leaf(Random& rng, std::uint64_t pa) const;
   void flip_bits(Random& rng, std::uint64_t from, std::uint64_t to, unsigned count);
   [[nodiscard]] cpu::Segment segment(Random& rng, unsigned descriptor, unsigned rpl) const;

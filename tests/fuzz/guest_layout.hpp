@@ -14,6 +14,8 @@ inline constexpr std::uint64_t kVectors = 0x0,  ///< real mode's interrupt vecto
                                kRoot = 0x5000,  ///< of the page tables; the others follow
     kTablesEnd = 0xC000, kStacks = 0xC000, kStacksEnd = 0x10000, kCode = 0x10000,
                                kCodeEnd = 0x18000, kData = 0x18000, kImageEnd = 0x20000;
+/// Linear addresses at which a guest that modifies itself sees its code a second time.
+inline constexpr std::uint64_t kAlias = 0x30000;
 inline constexpr std::uint64_t kRamMib = 4, kRamEnd = kRamMib << 20;
 inline constexpr std::uint64_t kRom = 5ULL << 20, kRomPages = 4;
 inline constexpr std::uint64_t kMmio = 6ULL << 20, kMmioPages = 16;
@@ -65,6 +67,7 @@ struct GuestPlan {
   GuestMode mode = GuestMode::real;
   PagingMode paging = PagingMode::off;
   unsigned cpl = 0;
+  bool self_modifying = false;  ///< most of the code patches code
 
   [[nodiscard]] constexpr bool ia32e() const noexcept { return mode >= GuestMode::compat16; }
   [[nodiscard]] constexpr unsigned bits() const noexcept {

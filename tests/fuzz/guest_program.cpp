@@ -1,9 +1,10 @@
 #include "guest_program.hpp"
 
 #include <array>
-#include <initializer_list>
 
+#include "assembler.hpp"
 #include "guest_image.hpp"
+#include "self_modifying.hpp"
 
 namespace strata::fuzz {
 namespace {
@@ -37,11 +38,11 @@ constexpr std::array<std::uint32_t, 34> kMsrs = {
     0x830,      0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084, 0xC0000100,
     0xC0000101, 0xC0000102, 0xC0000103, 0x4B564D00, 0x4B564D01, 0xFE};
 
-/// An assembler of the little that state-changing sequences need.
-class Writer {
+/// Short sequences that change the machine's state.
+class Writer : private Assembler {
  public:
   Writer(Random& rng, const GuestPlan& plan, unsigned bits, std::vector<std::uint8_t>& out)
-      : rng_{rng}, plan_{plan}, bits_{bits}, out_{out} {}
+      : Assembler{bits, out}, rng_{rng}, plan_{plan}, bits_{bits} {}
 
   /// One sequence, at random.
   void sequence() {
@@ -68,27 +69,6 @@ class Writer {
   }
 
  private:
-  void put(std::initializer_list<std::uint64_t> bytes) {
-    for (const std::uint64_t b : bytes) out_.push_back(static_cast<std::uint8_t>(b));
-  }
-  void number(std::uint64_t value, unsigned bytes) {
-    for (unsigned i = 0; i < bytes; ++i) out_.push_back(static_cast<std::uint8_t>(value >> 8 * i));
-  }
-  /// mov reg, value with the widest immediate that the mode has.
-  void load(unsigned reg, std::uint64_t value) {
-    if (bits_ == 64 && value >> 32 != 0) {
-      put({0x48, 0xB8 + reg});
-      number(value, 8);
-      return;
-    }
-    if (bits_ == 16) put({0x66});
-    put({0xB8 + reg});
-    number(value, 4);
-  }
-  void push(std::uint64_t value) {
-    put({0x68});
-    number(value, bits_ == 16 ? 2 : 4);
-  }
   [[nodiscard]] std::uint64_t address() { return interesting_address(rng_, bits_ == 64); }
   [[nodiscard]] std::uint64_t code() {
     const std::uint64_t offset = rng_.below(layout::kCodeEnd - layout::kCode);
@@ -264,8 +244,7 @@ class Writer {
 
   Random& rng_;
   const GuestPlan& plan_;
-  unsigned bits_;
-  std::vector<std::uint8_t>& out_;
+  const unsigned bits_;
 };
 
 }  // namespace
@@ -284,7 +263,9 @@ std::vector<std::uint8_t> make_program(Random& rng, const GuestPlan& plan,
   out.reserve(bytes + 64);
   Writer writer{rng, plan, bits, out};
   while (out.size() < bytes) {
-    if (rng.chance(20)) {
+    if (plan.self_modifying && rng.chance(60)) {
+      append_self_modifying(rng, plan, bits, out);
+    } else if (rng.chance(20)) {
       writer.sequence();
     } else if (rng.chance(5)) {
       for (std::uint64_t n = rng.below(16); n > 0; --n) out.push_back(rng.byte());

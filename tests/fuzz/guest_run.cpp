@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "invariants.hpp"
+#include "isa/decode.hpp"
 
 namespace strata::fuzz {
 namespace {
@@ -32,6 +33,21 @@ std::uint64_t hash_bytes(std::uint64_t h, const std::byte* bytes, std::size_t co
   return h;
 }
 
+/// Empty, or how two steps differ.
+std::string compare(const Step& x, const Step& y) {
+  if (x.kind != y.kind || x.data != y.data) {
+    return fmt::format("{} {:#x} against {} {:#x}", name_of(x.kind), x.data, name_of(y.kind),
+                       y.data);
+  }
+  if (x.state != y.state) return difference(x.state, y.state);
+  if (x.position != y.position) {
+    return fmt::format("instruction {} against {}, left of REP {} against {}",
+                       x.position.instructions, y.position.instructions, x.position.rep_remaining,
+                       y.position.rep_remaining);
+  }
+  return x.memory_hash != y.memory_hash ? "memory" : "";
+}
+
 }  // namespace
 
 /// Stores that do not come from a vCPU, passed on to whoever keeps derived copies.
@@ -47,15 +63,15 @@ class GuestRun::Listener final : public machine::WriteListener {
   GuestRun& run_;
 };
 
-GuestRun::GuestRun(std::string_view backend, const GuestImage& image, const cpu::CpuModel& model,
+GuestRun::GuestRun(const Subject& subject, const GuestImage& image, const cpu::CpuModel& model,
                    const RunOptions& options)
     : model_{model},
       options_{options},
       rng_{options.seed ^ 0x5EED},
       machine_{layout::kRamMib, layout::kSegmentMib},
       neighbour_{must(machine_.memory->create_segment(kNeighbourBytes, "neighbour"))},
-      mmu_{
-          conformance::make_backend(backend, machine_.p2m, machine_.frames, machine_.domain, true)},
+      mmu_{conformance::make_backend(subject.backend, machine_.p2m, machine_.frames,
+                                     machine_.domain, true)},
       randomness_{options.seed} {
   std::memset(machine_.window().host(neighbour_->base()), kNeighbourByte, kNeighbourBytes);
   build_memory(image);
@@ -72,7 +88,7 @@ GuestRun::GuestRun(std::string_view backend, const GuestImage& image, const cpu:
     e.model = &model_;
     e.vcpus = options.vcpus;
     e.block_cache_bytes = rng_.chance(20) ? 16 << 10 : 256 << 10;
-    cpu->core = std::make_unique<interp::Core>(e);
+    cpu->core = conformance::make_engine(subject.engine, e);
     cpu->core->set_state(image.make_state(rng_));
     cpus_.push_back(std::move(cpu));
   }
@@ -93,7 +109,8 @@ void GuestRun::build_memory(const GuestImage& image) {
 
 std::string GuestRun::run(RunTotals& totals) {
   ++totals.runs;
-  for (unsigned n = 0; n < options_.turns; ++n) {
+  for (unsigned n = 0; n < options_.turns && !over_; ++n) {
+    if (options_.reference != nullptr && steps_.size() == options_.reference->size()) break;
     VirtualCpu& cpu = *cpus_[n % cpus_.size()];
     if (cpu.stopped) continue;
     if (auto why = turn(cpu, totals); !why.empty()) return why;
@@ -107,40 +124,83 @@ std::string GuestRun::run(RunTotals& totals) {
   return check_host();
 }
 
-std::string GuestRun::turn(VirtualCpu& cpu, RunTotals& totals) {
-  const engine::VcpuPosition before = cpu.core->position();
-  if (options_.comparable) {
-    // How often the run loop looks around is the backend's affair too, so the limit is only there
-    // to end a guest that retires nothing any more.
-    cpu.core->limit_run(64);
-    cpu.core->stop_at({before.instructions + 1, 0});
-  } else {
+/// Says how far the next run() goes. The instruction count of a comparable step's end.
+std::uint64_t GuestRun::limit(VirtualCpu& cpu) {
+  const std::uint64_t here = cpu.core->position().instructions;
+  retired_ = here;
+  edits_ = mmu_->stats().traced_writes;
+  if (!options_.comparable) {
     cpu.core->limit_run(1 + rng_.below(200));
     if (rng_.chance(20)) {
-      cpu.core->stop_at(
-          {before.instructions + 1 + rng_.below(300), rng_.chance(20) ? 1 + rng_.below(20) : 0});
+      cpu.core->stop_at({here + 1 + rng_.below(300), rng_.chance(20) ? 1 + rng_.below(20) : 0});
     }
+    return 0;
   }
-  const std::uint64_t edits = mmu_->stats().traced_writes;
+  std::uint64_t length = 1;
+  // What waits behind an exception is taken at a block's end, which is the engine's affair: then
+  // every instruction is a block.
+  if (options_.stride > 1) {
+    length = 1 + rng_.below(options_.stride);
+    if (cpu.interrupts.waiting()) length = 1;
+  }
+  if (options_.cut && options_.cut->step == steps_.size()) {
+    length = std::min(length, options_.cut->instructions);
+    over_ = true;
+  }
+  // How often the run loop looks around is the engine's and the backend's affair too, so the limit
+  // is only there to end a guest that retires nothing any more.
+  const auto* reference = options_.reference;
+  const bool limited = options_.stride == 1 || options_.scout ||
+                       (reference != nullptr && steps_.size() < reference->size() &&
+                        (*reference)[steps_.size()].may_differ);
+  cpu.core->limit_run(limited ? 60 + 4 * options_.stride : 0);
+  cpu.core->stop_at({here + length, 0});
+  return here + length;
+}
+
+std::string GuestRun::turn(VirtualCpu& cpu, RunTotals& totals) {
+  const std::uint64_t end = limit(cpu);
   const engine::Exit exit = cpu.core->run();
   ++totals.exits[static_cast<std::size_t>(exit.kind)];
   const cpu::VcpuState state = cpu.core->state();
   if (auto why = broken_rule(state, model_); !why.empty()) return why;
   if (auto why = broken_exit(exit, model_); !why.empty()) return why;
   if (options_.comparable) {
-    const bool limited = exit.kind == ExitKind::interrupted &&
-                         cpu.core->position().instructions == before.instructions;
-    tables_edited_ = tables_edited_ || mmu_->stats().traced_writes != edits;
-    const bool may_differ = limited || tables_edited_;
-    const auto* other = options_.reference;
-    const bool compared =
-        other != nullptr && steps_.size() < other->size() && (*other)[steps_.size()].may_differ;
-    steps_.push_back({exit.kind, exit.data + exit.pa.value(), state, may_differ,
-                      may_differ || compared ? memory_hash() : 0});
+    if (auto why = note_step(cpu, exit, state, end); !why.empty() || over_) return why;
   }
   if (auto why = answer(cpu, exit); !why.empty()) return why;
   if (!cpu.stopped) disturb(cpu);
   return {};
+}
+
+std::string GuestRun::note_step(VirtualCpu& cpu, const engine::Exit& exit,
+                                const cpu::VcpuState& state, std::uint64_t end) {
+  const engine::VcpuPosition here = cpu.core->position();
+  const bool cut_short = exit.kind == ExitKind::interrupted && here.instructions < end;
+  const bool long_steps = options_.stride > 1;
+  if (cut_short && options_.scout) {
+    over_ = true;
+    return {};
+  }
+  const bool limited = cut_short && here.instructions == retired_ && !long_steps;
+  tables_edited_ = tables_edited_ || mmu_->stats().traced_writes != edits_;
+  const bool may_differ = limited || tables_edited_;
+  const std::size_t number = steps_.size();
+  const Step* other = options_.reference != nullptr && number < options_.reference->size()
+                          ? &(*options_.reference)[number]
+                          : nullptr;
+  const bool hashed = may_differ || (other != nullptr && other->may_differ);
+  const std::uint64_t hash = hashed       ? memory_hash()
+                             : long_steps ? memory_hash(layout::kImageEnd)
+                                          : 0;
+  steps_.push_back({exit.kind, exit.data + exit.pa.value(), state, may_differ, hash, here});
+  if (other == nullptr) return {};
+  const std::string why = compare(*other, steps_.back());
+  if (why.empty()) return {};
+  over_ = true;
+  ended_early_ = other->may_differ || may_differ;
+  differs_ = !ended_early_;
+  return ended_early_ ? std::string{} : fmt::format("step {}: {}", number, why);
 }
 
 std::string GuestRun::answer(VirtualCpu& cpu, const engine::Exit& exit) {
@@ -193,15 +253,17 @@ void GuestRun::disturb(VirtualCpu& cpu) {
     core.set_state(core.state());  // drops every cached translation
     tables_edited_ = false;
   }
-  if (rng_.chance(12)) {
+  // With long steps nothing may wait for a block's end: see limit().
+  const bool now = boundary || options_.stride == 1;
+  if (rng_.chance(12) && now) {
     cpu.interrupts.assert_interrupt(static_cast<std::uint8_t>(16 + rng_.below(240)));
     core.interrupt();
   }
-  if (rng_.chance(4)) {
+  if (rng_.chance(4) && now) {
     cpu.interrupts.assert_nmi();
     core.interrupt();
   }
-  if (rng_.chance(3)) core.kick();
+  if (rng_.chance(3) && options_.stride == 1) core.kick();
   // Translations cached on the way into an event may outlive a device's store to the tables, or
   // not.
   if (rng_.chance(8) && (boundary || !options_.comparable)) interfere_with_memory();
@@ -240,10 +302,26 @@ std::string GuestRun::check_host() {
   return now == rom_ ? std::string{} : "the guest changed ROM";
 }
 
-std::uint64_t GuestRun::memory_hash() {
+std::vector<std::byte> GuestRun::code_at(const cpu::VcpuState& state) {
+  const std::uint64_t va = state.segment[cpu::CS].base + state.rip;
+  std::vector<std::byte> bytes(isa::kMaxInstructionBytes);
+  std::size_t got = 0;
+  const Access access{AccessKind::execute, state.segment[cpu::SS].dpl() == 3, false};
+  // Byte by byte: the page after it may not be there.
+  while (got < bytes.size()) {
+    const auto t = mmu_->translate(0, VA{va + got}, access);
+    if (!t) break;
+    must(machine_.guest.read(machine::kIdentitySpace, t->pa, std::span{bytes}.subspan(got, 1)));
+    ++got;
+  }
+  bytes.resize(got);
+  return bytes;
+}
+
+std::uint64_t GuestRun::memory_hash(std::uint64_t end) {
   std::vector<std::byte> page(kPageSize);
   std::uint64_t h = 0;
-  for (std::uint64_t at = 0; at < layout::kRamEnd; at += kPageSize) {
+  for (std::uint64_t at = 0; at < end; at += kPageSize) {
     must(machine_.guest.read(machine::kIdentitySpace, PA{at}, page));
     h = hash_bytes(h, page.data(), page.size());
   }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engines.hpp"
 #include "guest_image.hpp"
 #include "small_vm.hpp"
 
@@ -17,6 +18,7 @@ class FuzzInterrupts final : public engine::InterruptSource {
  public:
   void assert_interrupt(std::uint8_t vector) { vector_ = vector; }
   void assert_nmi() { nmi_ = true; }
+  [[nodiscard]] bool waiting() const noexcept { return vector_.has_value() || nmi_; }
   bool pending() override { return vector_.has_value(); }
   std::optional<std::uint8_t> acknowledge() override { return std::exchange(vector_, {}); }
   bool take_nmi() override { return std::exchange(nmi_, false); }
@@ -42,6 +44,12 @@ class FuzzRandomness final : public engine::RandomSource {
   Random rng_;
 };
 
+/// What executes a guest, by names as in --engine and --mmu.
+struct Subject {
+  std::string_view engine;
+  std::string_view backend;
+};
+
 /// One step of a comparable run.
 struct Step {
   engine::ExitKind kind = engine::ExitKind::interrupted;
@@ -51,18 +59,33 @@ struct Step {
   /// the rest of the step saw of the old entries is up to the backend (SDM 3A 4.10.2.3). Or nothing
   /// was retired: the run ended between two exceptions or two iterations of a string instruction.
   bool may_differ = false;
-  std::uint64_t memory_hash = 0;  ///< where it, or the reference, may differ
+  std::uint64_t memory_hash = 0;  ///< of long steps, and where it, or the reference, may differ
+  engine::VcpuPosition position{};
+};
+
+/// A step to end a run in, and how long it is: to find where in it two runs part.
+struct Cut {
+  std::size_t step = 0;
+  std::uint64_t instructions = 0;
 };
 
 struct RunOptions {
   std::uint64_t seed = 0;
   unsigned vcpus = 1;
   unsigned turns = 40;  ///< run() calls, all vCPUs together
-  /// Steps of one instruction, with every cached translation dropped between them, and a record of
-  /// each: so that backends can be compared.
+  /// Steps of a known number of instructions, with every cached translation dropped between them,
+  /// and a record of each: so that runs can be compared.
   bool comparable = false;
-  /// Steps of the run that this one is compared with.
+  /// Instructions of a comparable step, at most. With more than one, blocks are whole and an engine
+  /// that translates code can chain its translations.
+  std::uint64_t stride = 1;
+  /// Steps of the run that this one is compared with: it ends at the first difference.
   const std::vector<Step>* reference = nullptr;
+  /// A run that only finds out how far long steps have an end: the others are no longer. What ends
+  /// the others, Core::limit_run(), makes an engine come out of every block and every iteration of
+  /// REP, which code that overwrites itself notices.
+  bool scout = false;
+  std::optional<Cut> cut{};
 };
 
 /// Counts over all runs.
@@ -78,7 +101,8 @@ struct RunTotals {
 /// options' seed.
 class GuestRun {
  public:
-  GuestRun(std::string_view backend, const GuestImage& image, const cpu::CpuModel& model,
+  /// `subject` has to be in this build.
+  GuestRun(const Subject& subject, const GuestImage& image, const cpu::CpuModel& model,
            const RunOptions& options);
   ~GuestRun();
   GuestRun(const GuestRun&) = delete;
@@ -88,8 +112,14 @@ class GuestRun {
   [[nodiscard]] std::string run(RunTotals& totals);
   /// Of a comparable run.
   [[nodiscard]] const std::vector<Step>& steps() const noexcept { return steps_; }
-  /// A hash of guest memory.
-  [[nodiscard]] std::uint64_t memory_hash();
+  /// It differs from the reference where it may, and the comparison went no further.
+  [[nodiscard]] bool ended_early() const noexcept { return ended_early_; }
+  /// It differs from the reference where it must not: run() has said how.
+  [[nodiscard]] bool differs() const noexcept { return differs_; }
+  /// The bytes at the instruction pointer of a state; none if they are not mapped.
+  [[nodiscard]] std::vector<std::byte> code_at(const cpu::VcpuState& state);
+  /// A hash of guest memory up to `end`.
+  [[nodiscard]] std::uint64_t memory_hash(std::uint64_t end = layout::kRamEnd);
 
  private:
   struct VirtualCpu {
@@ -101,6 +131,10 @@ class GuestRun {
 
   void build_memory(const GuestImage& image);
   [[nodiscard]] std::string turn(VirtualCpu& cpu, RunTotals& totals);
+  std::uint64_t limit(VirtualCpu& cpu);
+  /// Records a comparable step that ended at `exit` and compares it. `end`: where it should have.
+  [[nodiscard]] std::string note_step(VirtualCpu& cpu, const engine::Exit& exit,
+                                      const cpu::VcpuState& state, std::uint64_t end);
   [[nodiscard]] std::string answer(VirtualCpu& cpu, const engine::Exit& exit);
   void disturb(VirtualCpu& cpu);
   void interfere_with_memory();
@@ -118,6 +152,11 @@ class GuestRun {
   std::vector<std::unique_ptr<VirtualCpu>> cpus_;
   std::unique_ptr<Listener> listener_;
   std::vector<Step> steps_;
+  bool over_ = false;  ///< there is nothing more to run or to compare
+  bool ended_early_ = false;
+  bool differs_ = false;
+  std::uint64_t edits_ = 0;     ///< traced writes when the step began
+  std::uint64_t retired_ = 0;   ///< instructions when the step began
   bool tables_edited_ = false;  ///< since translations were dropped
 };
 

@@ -12,6 +12,7 @@
 
 #include "guest_run.hpp"
 #include "invariants.hpp"
+#include "isa/disassemble.hpp"
 
 namespace strata::fuzz {
 namespace {
@@ -23,6 +24,9 @@ struct Options {
   unsigned hang_seconds = 60;
   bool compare = false;
   bool verbose = false;
+  bool self_modifying = false;
+  std::uint64_t stride = 1;
+  std::vector<std::string> engines;
   std::string backend;
 };
 
@@ -62,20 +66,24 @@ class Fuzzer {
  public:
   explicit Fuzzer(const Options& options)
       : options_{options}, model_{*cpu::CpuModel::by_name("default")}, catalogues_{model_} {
+    std::vector<std::string_view> backends;
     for (const std::string_view name : conformance::backends()) {
       // The example knows two of the paging modes only.
       if (name == conformance::kTableless) continue;
-      if (options.backend.empty() || options.backend == name) backends_.push_back(name);
+      if (options.backend.empty() || options.backend == name) backends.push_back(name);
     }
     // The others are compared with the one that notices every store to a page table.
-    const auto plain = std::ranges::find(backends_, conformance::kPlainShadow);
-    if (plain != backends_.end()) std::rotate(backends_.begin(), plain, std::next(plain));
+    const auto plain = std::ranges::find(backends, conformance::kPlainShadow);
+    if (plain != backends.end()) std::rotate(backends.begin(), plain, std::next(plain));
+    for (const std::string_view backend : backends) {
+      for (const std::string_view engine : chosen_engines()) subjects_.push_back({engine, backend});
+    }
   }
 
   /// False: a case failed; it has been reported.
   bool run() {
-    if (backends_.empty()) {
-      fmt::print(stderr, "no backend {}\n", options_.backend);
+    if (subjects_.empty()) {
+      fmt::print(stderr, "no such backend or engine\n");
       return false;
     }
     const auto start = std::chrono::steady_clock::now();
@@ -102,60 +110,114 @@ class Fuzzer {
   }
 
  private:
+  /// Those asked for, or all, that this build has, in their own order.
+  [[nodiscard]] std::vector<std::string_view> chosen_engines() const {
+    std::vector<std::string_view> chosen;
+    for (const conformance::EngineRow& row : conformance::engines()) {
+      const auto& asked = options_.engines;
+      if (asked.empty() || std::ranges::find(asked, row.name) != asked.end()) {
+        chosen.push_back(row.name);
+      }
+    }
+    return chosen.size() < options_.engines.size() ? std::vector<std::string_view>{} : chosen;
+  }
+
   std::string one_case(std::uint64_t seed) {
     Random rng{seed};
-    const GuestPlan plan = make_plan(rng);
+    GuestPlan plan = make_plan(rng);
+    plan.self_modifying = options_.self_modifying;
     const GuestImage image{rng, plan, model_, catalogues_};
     RunOptions run_options;
     run_options.seed = rng();
     run_options.comparable = options_.compare;
+    run_options.stride = options_.stride;
     run_options.vcpus = !options_.compare && rng.chance(25) ? 2 : 1;
     run_options.turns = options_.compare ? 300 : 20 + static_cast<unsigned>(rng.below(60));
     if (options_.verbose) {
       fmt::print("seed {}: mode {} paging {} cpl {}\n", seed, static_cast<int>(plan.mode),
                  static_cast<int>(plan.paging), plan.cpl);
     }
-    std::unique_ptr<GuestRun> first;
-    for (const std::string_view backend : backends_) {
-      auto guest = std::make_unique<GuestRun>(backend, image, model_, run_options);
-      const std::string why = guest->run(totals_);
-      if (!why.empty()) return fmt::format("{}: {}", backend, why);
-      if (!options_.compare) continue;
-      if (first == nullptr) {
-        first = std::move(guest);
-        run_options.reference = &first->steps();
-        continue;
-      }
-      const std::string differs = compare(*first, *guest);
-      if (!differs.empty()) return fmt::format("{} and {}: {}", backends_[0], backend, differs);
+    if (!options_.compare) return run_all(image, run_options);
+    return compare_all(image, run_options);
+  }
+
+  std::string run_all(const GuestImage& image, const RunOptions& options) {
+    for (const Subject& subject : subjects_) {
+      GuestRun guest{subject, image, model_, options};
+      if (const auto why = guest.run(totals_); !why.empty()) return named(subject, why);
     }
     return {};
   }
 
-  std::string compare(GuestRun& a, GuestRun& b) {
-    ++comparisons_;
-    const std::size_t common = std::min(a.steps().size(), b.steps().size());
-    for (std::size_t i = 0; i < common; ++i) {
-      const Step& x = a.steps()[i];
-      const Step& y = b.steps()[i];
-      const std::string why = compare(x, y);
-      if (why.empty() && x.memory_hash == y.memory_hash) continue;
-      if (x.may_differ || y.may_differ) {
-        ++ended_early_;
-        return {};
-      }
-      return fmt::format("step {}: {}", i, why);
-    }
-    if (a.steps().size() != b.steps().size()) return "one stopped earlier";
-    return a.memory_hash() == b.memory_hash() ? std::string{} : "memory";
+  static std::string named(const Subject& subject, std::string_view why) {
+    return fmt::format("{} on {}: {}", subject.engine, subject.backend, why);
   }
 
-  static std::string compare(const Step& x, const Step& y) {
-    if (x.kind != y.kind || x.data != y.data) {
-      return fmt::format("{} {:#x} against {} {:#x}", name_of(x.kind), x.data, name_of(y.kind),
-                         y.data);
+  std::string compare_all(const GuestImage& image, RunOptions options) {
+    RunOptions scouting = options;
+    scouting.scout = options.stride > 1;
+    GuestRun scout{subjects_[0], image, model_, scouting};
+    if (const auto why = scout.run(totals_); !why.empty()) return named(subjects_[0], why);
+    if (!scouting.scout) return compare_others(image, options, scout);
+    options.reference = &scout.steps();
+    GuestRun first{subjects_[0], image, model_, options};
+    const auto why = first.run(totals_);
+    if (!why.empty() && !first.differs()) return named(subjects_[0], why);
+    return compare_others(image, options, first);
+  }
+
+  std::string compare_others(const GuestImage& image, RunOptions options, GuestRun& first) {
+    std::vector<Step> steps = first.steps();
+    const bool whole = !first.differs() && !first.ended_early();
+    if (!whole) steps.pop_back();
+    options.reference = &steps;
+    for (std::size_t i = 1; i < subjects_.size(); ++i) {
+      GuestRun guest{subjects_[i], image, model_, options};
+      ++comparisons_;
+      std::string why = guest.run(totals_);
+      if (guest.differs()) why += narrow(subjects_[i], image, options, guest.steps().size());
+      if (guest.ended_early()) ++ended_early_;
+      if (why.empty() && whole && !guest.ended_early()) {
+        if (guest.steps().size() != steps.size()) why = "it stopped earlier";
+        if (guest.memory_hash() != first.memory_hash()) why = "memory";
+      }
+      if (!why.empty()) return named(subjects_[i], why);
     }
-    return x.state == y.state ? std::string{} : difference(x.state, y.state);
+    return {};
+  }
+
+  /// Where in the last of `steps` steps `subject` parts from the reference. A stop can hide a
+  /// mistake that needs a whole block; then it shows at the block's end.
+  std::string narrow(const Subject& subject, const GuestImage& image, RunOptions options,
+                     std::size_t steps) {
+    const std::vector<Step>& reference = *options.reference;
+    const std::uint64_t end = reference[steps - 1].position.instructions;
+    const std::uint64_t start = steps > 1 ? reference[steps - 2].position.instructions : 0;
+    RunTotals ignored;
+    const auto differs_after = [&](std::uint64_t instructions) {
+      options.cut = {steps - 1, instructions};
+      options.reference = nullptr;
+      GuestRun first{subjects_[0], image, model_, options};
+      static_cast<void>(first.run(ignored));
+      options.reference = &first.steps();
+      GuestRun other{subject, image, model_, options};
+      return !other.run(ignored).empty();
+    };
+    std::uint64_t agree = 0;
+    for (std::uint64_t differ = end - start; differ > agree + 1;) {
+      const std::uint64_t middle = agree + (differ - agree) / 2;
+      (differs_after(middle) ? differ : agree) = middle;
+    }
+    const std::string text = fmt::format("\nthey agree up to instruction {}", start + agree);
+    if (steps == 1 && agree == 0) return text + ", the first";
+    options.cut = {steps - 1, agree};
+    if (agree == 0) options.cut = {steps - 2, ~0ULL};
+    options.reference = nullptr;
+    GuestRun first{subjects_[0], image, model_, options};
+    static_cast<void>(first.run(ignored));
+    const cpu::VcpuState& state = first.steps().back().state;
+    return text + ", which is followed by (or by an event)\n" +
+           isa::disassemble(first.code_at(state), isa::code_bits(state), state.rip, 1, model_);
   }
 
   void report(std::uint64_t cases) const {
@@ -173,7 +235,7 @@ class Fuzzer {
   const Options options_;
   const cpu::CpuModel model_;
   const Catalogues catalogues_;
-  std::vector<std::string_view> backends_;
+  std::vector<Subject> subjects_;  ///< the first is the reference of comparisons
   RunTotals totals_;
   std::uint64_t comparisons_ = 0;
   std::uint64_t ended_early_ = 0;  ///< comparisons, at a difference that Step::may_differ allows
@@ -191,7 +253,12 @@ int main(int argc, char** argv) {
   app.add_option("--seconds", options.seconds, "go on for so long instead");
   app.add_option("--backend", options.backend, "only this one; default: each");
   app.add_option("--hang", options.hang_seconds, "seconds after which a case counts as hung");
-  app.add_flag("--compare", options.compare, "every backend must show the guest the same");
+  app.add_flag("--compare", options.compare,
+               "every engine on every backend must show the guest the same");
+  app.add_option("--engines", options.engines, "only these; default: each")->delimiter(',');
+  app.add_option("--stride", options.stride, "instructions of a compared step, at most")
+      ->check(CLI::Range(1, 1'000'000));
+  app.add_flag("--self-modifying", options.self_modifying, "guests that patch their own code");
   app.add_flag("--verbose", options.verbose, "a line for each case");
   CLI11_PARSE(app, argc, argv);
   strata::fuzz::watch_for_crashes();
