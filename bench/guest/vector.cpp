@@ -54,7 +54,7 @@ constexpr std::size_t lanes = 8, vectors = 512;
   return checksum;
 }
 
-constexpr std::size_t words_rounds = 15'000, floats_rounds = 25'000;
+constexpr std::size_t words_rounds = 30'000, floats_rounds = 50'000;
 
 std::uint64_t words_sse2(const Scale& scale) { return words_kernel(scale.rounds(words_rounds)); }
 std::uint64_t floats_sse2(const Scale& scale) { return floats_kernel(scale.rounds(floats_rounds)); }
