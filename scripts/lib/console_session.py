@@ -4,6 +4,7 @@ Works for any program that has the guest's console on its standard input and out
 """
 
 import os
+import re
 import selectors
 import subprocess
 import sys
@@ -48,12 +49,17 @@ class ConsoleSession:
 
     def expect(self, wanted, timeout):
         """Waits until `wanted` appears after what was expected before; returns the time it did."""
+        return self.expect_match(re.escape(wanted), timeout)[0]
+
+    def expect_match(self, wanted, timeout):
+        """The same for a regular expression; returns the time and the match."""
+        pattern = re.compile(wanted)
         deadline = time.monotonic() + timeout
         while True:
-            found = self.text.find(wanted, self._position)
-            if found >= 0:
-                self._position = found + len(wanted)
-                return self.elapsed()
+            found = pattern.search(self.text, self._position)
+            if found:
+                self._position = found.end()
+                return self.elapsed(), found
             if time.monotonic() > deadline:
                 raise ConsoleError(f"no {wanted!r} within {timeout} s; console ends:\n{self.tail()}")
             if not self._read(0.2):

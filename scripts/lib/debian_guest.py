@@ -24,10 +24,10 @@ def image_files(images, flavour="cloud-amd64"):
     return images / f"vmlinuz{suffix}", images / f"initramfs{suffix}.gz"
 
 
-def backends(strata):
-    """The --mmu names that this build has for the interpreter, from --version."""
+def backends(strata, engine="interp"):
+    """The --mmu names that this build has for an engine, from --version; none without the engine."""
     text = subprocess.run([strata, "--version"], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"^interp\s+(\w+)", text, re.MULTILINE)
+    return re.findall(rf"^{engine}\s+(\w+)", text, re.MULTILINE)
 
 
 def run_command(strata, images, mmu, *more, flavour="cloud-amd64", cpus=1):
