@@ -31,8 +31,8 @@ if(NOT STRATA_BACKENDS)
   message(FATAL_ERROR "STRATA_BACKENDS is empty; name at least one of shadow, nested")
 endif()
 foreach(engine IN LISTS STRATA_ENGINES)
-  if(NOT engine MATCHES "^(interp|kvm)$")
-    message(FATAL_ERROR "STRATA_ENGINES: '${engine}' is not an engine; use interp and/or kvm")
+  if(NOT engine MATCHES "^(interp|bt|kvm)$")
+    message(FATAL_ERROR "STRATA_ENGINES: '${engine}' is not an engine; use interp, bt and/or kvm")
   endif()
 endforeach()
 
@@ -45,9 +45,9 @@ endfunction()
 
 # strata_test(NAME SOURCES... DEPENDS targets...): a GoogleTest binary, each case a ctest test.
 function(strata_test name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "PREFIX" "SOURCES;DEPENDS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} strata_flags GTest::gmock GTest::gtest_main)
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 300 LABELS
+  gtest_discover_tests(${name} TEST_PREFIX "${ARG_PREFIX}" DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 300 LABELS
                        "${ARG_LABELS}")
 endfunction()

@@ -107,6 +107,11 @@ struct VcpuStats {
   std::uint64_t interrupts = 0;
   std::uint64_t page_faults = 0;
   std::uint64_t overhead_bytes = 0;  ///< code or block caches, TLBs
+  std::uint64_t blocks_translated = 0;
+  std::uint64_t code_flushes = 0;  ///< of a whole code cache
+  /// Instructions of a translating engine that were interpreted one by one, and blocks that were.
+  std::uint64_t interpreted = 0;
+  std::uint64_t interpreted_blocks = 0;
 };
 
 /// One vCPU: driven by one host thread. Functions marked (any thread) may come from elsewhere and

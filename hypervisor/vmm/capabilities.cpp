@@ -25,6 +25,15 @@ const std::vector<Combination>& combinations() {
 #ifdef STRATA_HAS_SHADOW
       {"interp", "shadow", "shadow"},
 #endif
+#ifdef STRATA_HAS_BT
+#ifdef STRATA_HAS_NESTED
+      {"bt", "ept", "nested"},
+      {"bt", "npt", "nested"},
+#endif
+#ifdef STRATA_HAS_SHADOW
+      {"bt", "shadow", "shadow"},
+#endif
+#endif
 #ifdef STRATA_HAS_KVM
       {kHostEngine, kHostMmu, "the host kernel's"},
 #endif

@@ -89,7 +89,11 @@ json vcpu_json(const engine::VcpuStats& s) {
           {"exceptions", s.exceptions},
           {"page_faults", s.page_faults},
           {"interrupts", s.interrupts},
-          {"overhead_bytes", s.overhead_bytes}};
+          {"overhead_bytes", s.overhead_bytes},
+          {"blocks_translated", s.blocks_translated},
+          {"code_flushes", s.code_flushes},
+          {"interpreted", s.interpreted},
+          {"interpreted_blocks", s.interpreted_blocks}};
 }
 
 void add(engine::VcpuStats& sum, const engine::VcpuStats& s) {
@@ -102,6 +106,10 @@ void add(engine::VcpuStats& sum, const engine::VcpuStats& s) {
   sum.interrupts += s.interrupts;
   sum.page_faults += s.page_faults;
   sum.overhead_bytes += s.overhead_bytes;
+  sum.blocks_translated += s.blocks_translated;
+  sum.code_flushes += s.code_flushes;
+  sum.interpreted += s.interpreted;
+  sum.interpreted_blocks += s.interpreted_blocks;
 }
 
 /// Sums over all vCPUs under the names that one vCPU's counters have, and each one's own in

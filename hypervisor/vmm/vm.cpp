@@ -6,6 +6,9 @@
 
 #include "boot/loader.hpp"
 #include "boot/machine_layout.hpp"
+#ifdef STRATA_HAS_BT
+#include "engines/bt/translator.hpp"
+#endif
 #include "engines/interp/core.hpp"
 #include "vmm/state_dump.hpp"
 #include "vmm/vm_parts.hpp"
@@ -222,6 +225,14 @@ Expected<std::unique_ptr<engine::Vcpu>, ConfigError> Vm::make_vcpu(VcpuId id) {
   environment.model = &model_;
   environment.vcpus = config_.cpus;
   environment.group = group_.get();
+#ifdef STRATA_HAS_BT
+  if (config_.engine == "bt") {
+    auto core = bt::make_core(environment);
+    if (!core)
+      return bad("--engine: bt needs executable memory below 2 GiB, which the host refuses");
+    return std::unique_ptr<engine::Vcpu>{std::move(core)};
+  }
+#endif
   return std::unique_ptr<engine::Vcpu>{std::make_unique<interp::Core>(environment)};
 }
 

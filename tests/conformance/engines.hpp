@@ -5,6 +5,9 @@
 #include <string_view>
 #include <vector>
 
+#ifdef STRATA_HAS_BT
+#include "engines/bt/translator.hpp"
+#endif
 #include "engines/interp/core.hpp"
 
 namespace strata::conformance {
@@ -19,6 +22,9 @@ inline std::vector<EngineRow> engines() {
   return {
       {"interp",
        [](const interp::CoreEnvironment& e) { return std::make_unique<interp::Core>(e); }},
+#ifdef STRATA_HAS_BT
+      {"bt", [](const interp::CoreEnvironment& e) { return bt::make_core(e); }},
+#endif
   };
 }
 

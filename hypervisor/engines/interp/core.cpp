@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "engines/interp/low_memory.hpp"
 #include "engines/interp/lower.hpp"
 #include "isa/decode.hpp"
 
@@ -37,6 +38,14 @@ Core::Core(const CoreEnvironment& environment)
   group_->join(env.id, *this);
   env.flush_domain->add(*this);
   set_state(cpu::VcpuState{});
+}
+
+void* Core::operator new(std::size_t bytes, std::align_val_t /*alignment*/) {
+  return allocate_low(bytes);  // whole pages are aligned to anything
+}
+void Core::operator delete(void* memory, std::size_t bytes,
+                           std::align_val_t /*alignment*/) noexcept {
+  free_low(memory, bytes);
 }
 
 Core::~Core() {
@@ -74,6 +83,10 @@ engine::Exit Core::run() {
   note_boundary();
   counters.instructions = instructions();
   counters.overhead_bytes = blocks_.bytes() + Tlb::bytes() + jump_cache_.size() * sizeof(JumpEntry);
+  if (accelerator_) {
+    counters.overhead_bytes += accelerator_->bytes();
+    accelerator_->add_to(counters);
+  }
   const std::lock_guard guard{mailbox_lock_};
   published_ = counters;
   return exit_;
@@ -230,11 +243,30 @@ const Uop* Core::dispatch() {
   mmio.cursor = 0;
   const bool shadowed = std::exchange(debug_shadow, false);
   if (breakpoints.code && !shadowed && at_breakpoint()) return leave(Leave::exception);
+  if (accelerator_ && may_accelerate() && accelerator_->run(*this)) {
+    after_block();
+    return nullptr;
+  }
   return start_block();
 }
 
+/// Nothing asks for a stop before the next block boundary.
+bool Core::may_accelerate() const noexcept {
+  return !replaying_ && !shadow_step_ && !single_next_ && run_limit_ == 0 &&
+         !(stop_ && stop_->rep_remaining != 0);
+}
+
+void Core::begin_instruction() noexcept {
+  rep_remaining_ = 0;
+  // On the instruction that the stop lies in: its REP goes as far as that and no further.
+  rep_floor = stop_ && stop_->rep_remaining != 0 && instructions() == stop_->instructions
+                  ? stop_->rep_remaining
+                  : 0;
+}
+
 const Uop* Core::start_block() {
-  Block* b = find_block(rip);
+  const bool single = std::exchange(single_next_, false);
+  Block* b = find_block(rip, single);
   // Close to the stop: one instruction at a time.
   if (b != nullptr && b->instructions > budget) b = find_block(rip, true);
   if (b == nullptr) return leave(recorded_);
@@ -246,11 +278,12 @@ const Uop* Core::start_block() {
   if ((b->mode_key & DecodeMode::kSingle) != 0 || run_limit_ != 0) {
     attention_flags.fetch_or(attention::kStep, std::memory_order_relaxed);
   }
-  rep_remaining_ = 0;
-  // On the instruction that the stop lies in: its REP goes as far as that and no further.
-  rep_floor = stop_ && stop_->rep_remaining != 0 && instructions() == stop_->instructions
-                  ? stop_->rep_remaining
-                  : 0;
+  // One block of what an accelerator leaves, real mode apart, which it always leaves.
+  if (accelerator_ && !decode_mode.real) {
+    ++counters.interpreted_blocks;
+    attention_flags.fetch_or(attention::kBlock, std::memory_order_relaxed);
+  }
+  begin_instruction();
   return enter(b, rip);
 }
 
@@ -393,6 +426,7 @@ void Core::revoke_writes(PPN ppn) noexcept {
 void Core::flush_blocks() {
   blocks_.for_each_page([this](PPN ppn) { group_->code_pages.release_code(ppn, env.id); });
   blocks_.flush();
+  if (accelerator_) accelerator_->flush();
   ++generation_;
 }
 

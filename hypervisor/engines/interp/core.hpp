@@ -17,12 +17,15 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <vector>
 
 #include "cpu/vcpu_state.hpp"
 #include "engines/engine.hpp"
+#include "engines/interp/accelerator.hpp"
 #include "engines/interp/block_cache.hpp"
 #include "engines/interp/flags.hpp"
 #include "engines/interp/guest_access.hpp"
@@ -34,6 +37,9 @@
 
 namespace strata::cpu {
 class CpuModel;
+}
+namespace strata::bt {
+class Translator;
 }
 
 namespace strata::interp {
@@ -54,6 +60,7 @@ struct CoreEnvironment {
   /// The Cores of the same VM; null: this one is alone.
   VcpuGroup* group = nullptr;
   std::size_t block_cache_bytes = 8U << 20;
+  std::size_t code_cache_bytes = 8U << 20;  ///< of a translator, if there is one
 };
 
 /// An exception that an instruction raised and the run loop will deliver.
@@ -82,13 +89,15 @@ enum class Leave : std::uint8_t {
   attention,  ///< see Core::attention_flags
   exception,  ///< Core::exception is valid
   exit,       ///< the VMM must act
+  resume,     ///< an instruction of translated code is done, which goes on behind it
 };
 
 /// Reasons to stop at the next block boundary. Set from any thread.
 namespace attention {
 inline constexpr std::uint32_t kInterrupt = 1, kKick = 2, kInvalidate = 4, kCodeWritten = 8,
                                kStep = 16,  // own thread: leave after one instruction
-    kPark = 32;                             // another vCPU wants to be alone
+    kPark = 32,                             // another vCPU wants to be alone
+    kBlock = 64;  // own thread: leave after this block, however long its instructions take
 }
 
 /// The VMM's answer to the last exit, for the instruction that runs again.
@@ -130,6 +139,14 @@ class Core final : public engine::Vcpu, private TranslationHolder {
  public:
   explicit Core(const CoreEnvironment& environment);
   ~Core() override;
+  /// In low memory, for translated code addresses the state below absolutely.
+  static void* operator new(std::size_t bytes, std::align_val_t alignment);
+  static void operator delete(void* memory, std::size_t bytes, std::align_val_t alignment) noexcept;
+
+  /// From now on blocks are executed by `accelerator` where it can. Before the first run().
+  void accelerate(std::unique_ptr<Accelerator> accelerator) noexcept {
+    accelerator_ = std::move(accelerator);
+  }
 
   // ---- engine::Vcpu -------------------------------------------------------------------------
   engine::Exit run() override;
@@ -372,9 +389,15 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   /// Whether a long-running instruction (REP) should stop between iterations; if so return
   /// pause(u, remaining), which restarts it later; `remaining` is what rCX holds then.
   [[nodiscard]] bool should_pause() const noexcept {
-    return attention_flags.load(std::memory_order_relaxed) != 0;
+    return (attention_flags.load(std::memory_order_relaxed) & ~attention::kBlock) != 0;
   }
   const Uop* pause(const Uop* u, std::uint64_t remaining) noexcept;
+  /// The last step of an instruction that translated code has had executed here; `u` is the place
+  /// behind it.
+  const Uop* resume_translated(const Uop* u) noexcept {
+    rip = wrap_ip(pc_of(u));
+    return leave(Leave::resume);
+  }
 
   // ---- consequences of state changes ------------------------------------------------------------
   /// Recomputes everything derived from arch: cpl, pcid, data_mode, decode_mode, segment_base, the
@@ -411,6 +434,9 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   engine::VcpuStats counters{};  ///< the vCPU thread's own; stats() gives them as of the last exit
 
  private:
+  /// Runs blocks in this class's stead: part of its implementation that lives elsewhere.
+  friend class bt::Translator;
+
   // TranslationHolder
   void invalidate(const Invalidation& what, Epoch epoch) noexcept override;
   [[nodiscard]] Epoch passed() const noexcept override {
@@ -418,7 +444,8 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   }
 
   void attend(std::uint32_t why) noexcept {
-    attention_flags.fetch_or(why, std::memory_order_release);
+    attention_flags.fetch_or(why);
+    if (accelerator_) accelerator_->attend();
   }
   const Uop* enter(Block* b, std::uint64_t va) noexcept {
     block = b;
@@ -437,6 +464,13 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   }
   void uncount_from(const Uop* u, bool retired) noexcept;
 
+  /// How a TLB miss of translated code ended.
+  enum class Refill : std::uint8_t {
+    filled,
+    interpret,  ///< the access needs more than a translation
+    refused,    ///< it faults, or the VMM must act: recorded
+  };
+  Refill refill(std::uint64_t va, unsigned size, bool write);
   bool load_slow(std::uint64_t va, void* out, unsigned size, Access access);
   bool store_slow(std::uint64_t va, const void* data, unsigned size, Access access);
   bool rmw_begin_slow(std::uint64_t va, unsigned size, Rmw& m);
@@ -463,6 +497,9 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool take_events();
   const Uop* dispatch();
   const Uop* start_block();
+  /// Where a REP stops, for the instruction about to be entered.
+  void begin_instruction() noexcept;
+  [[nodiscard]] bool may_accelerate() const noexcept;
   [[nodiscard]] bool stop_due() const noexcept;
   const Uop* stop_here() noexcept;
   void set_budget(std::uint64_t end) noexcept;
@@ -515,7 +552,8 @@ class Core final : public engine::Vcpu, private TranslationHolder {
     return access.ac || (arch.cr4 & cpu::cr4::SMAP) == 0 ? kSupervisorAc : kSupervisor;
   }
 
-  std::unique_ptr<VcpuGroup> own_group_;  ///< where env names none
+  std::unique_ptr<Accelerator> accelerator_;  ///< null: this interpreter does everything
+  std::unique_ptr<VcpuGroup> own_group_;      ///< where env names none
   VcpuGroup* const group_;
   Tlb tlb_;
   BlockCache blocks_;
@@ -535,6 +573,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool exited_ = false;              ///< run() returned exit_ and the VMM has not been back
   bool replaying_ = false;           ///< the next instruction finds answers in completion or mmio
   bool shadow_step_ = false;         ///< the next instruction ends an interrupt shadow
+  bool single_next_ = false;         ///< the next block is one instruction long
   bool trap_armed_ = false;          ///< RFLAGS.TF was set when the instruction began
   std::uint64_t run_limit_ = 0;      ///< see limit_run()
   bool resume_armed_ = false;        ///< RFLAGS.RF was set as well

@@ -194,6 +194,18 @@ bool Core::each_place(std::uint64_t va, unsigned size, Access access, Transfer&&
   }
 }
 
+Core::Refill Core::refill(std::uint64_t va, unsigned size, bool write) {
+  // Alone in its page and canonical; what is not is the interpreter's to refuse as it must be.
+  if ((va & kPageMask) + size > kPageSize || !canonical(va)) return Refill::interpret;
+  const Access access{write ? AccessKind::write : AccessKind::read, cpl == 3, ac()};
+  recorded_ = Leave::look_up;
+  Place place;
+  if (!locate(va, access, place)) return Refill::refused;
+  const TlbEntry& e = tlb_.slot(data_mode, VA{va});
+  const std::uint64_t tag = Tlb::tag(VA{va}, pcid);
+  return (write ? e.write_tag : e.read_tag) == tag ? Refill::filled : Refill::interpret;
+}
+
 bool Core::load_slow(std::uint64_t va, void* out, unsigned size, Access access) {
   if (breakpoints.data) note_access(va, size, false);
   auto* to = static_cast<std::byte*>(out);
@@ -304,8 +316,14 @@ void Core::code_written(PA pa, std::uint64_t length) {
 }
 
 void Core::drop_code(PA pa, std::uint64_t length) {
-  const std::size_t dropped =
-      blocks_.drop(pa, length, [this](PPN ppn) { group_->code_pages.release_code(ppn, env.id); });
+  std::size_t dropped = accelerator_ ? accelerator_->drop(pa, length) : 0;
+  dropped += blocks_.drop(pa, length, [this](PPN ppn) {
+    if (accelerator_ && accelerator_->has_code(ppn)) {
+      blocks_.claim(ppn);
+    } else {
+      group_->code_pages.release_code(ppn, env.id);
+    }
+  });
   counters.blocks_invalidated += dropped;
   // The jump cache must not lead back into a dropped block.
   if (dropped != 0) ++generation_;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "engines/interp/low_memory.hpp"
 #include "mmu/address.hpp"
 #include "mmu/flush.hpp"
 #include "mmu/mmu.hpp"
@@ -105,7 +106,8 @@ class Tlb {
   template <class Predicate>
   void drop_at(VA va, Predicate&& predicate) noexcept;
 
-  std::vector<std::array<TlbEntry, kTlbEntries>> data_;
+  std::vector<std::array<TlbEntry, kTlbEntries>, LowAllocator<std::array<TlbEntry, kTlbEntries>>>
+      data_;
   std::vector<std::array<FetchEntry, kFetchEntries>> fetch_;
   std::vector<Fragments> fragments_;
   bool huge_ = false;  ///< something of a page beyond 4 MiB may be cached

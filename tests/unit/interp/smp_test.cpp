@@ -75,7 +75,7 @@ class SmpTest : public ::testing::Test {
       e.vcpus = kCores;
       e.group = &group_;
       e.block_cache_bytes = 1U << 20;
-      cores_.at(id) = std::make_unique<Core>(e);
+      cores_.at(id) = make_test_core(e);
     }
   }
 

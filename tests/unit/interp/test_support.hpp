@@ -13,6 +13,9 @@
 
 #include "cpu/cpu_model.hpp"
 #include "engines/interp/core.hpp"
+#ifdef STRATA_TEST_TRANSLATOR
+#include "engines/bt/translator.hpp"
+#endif
 
 namespace strata::interp::test {
 
@@ -115,6 +118,15 @@ class FakeTsc final : public engine::TscSource {
   std::uint64_t now = 1000;
 };
 
+/// The suite runs twice: on the interpreter, and on it with the translator plugged in.
+inline std::unique_ptr<Core> make_test_core(const CoreEnvironment& e) {
+#ifdef STRATA_TEST_TRANSLATOR
+  return bt::make_core(e);
+#else
+  return std::make_unique<Core>(e);
+#endif
+}
+
 /// A Core with 4 MiB of flat memory, in 64-bit mode at CPL 0 unless told otherwise. Code runs from
 /// kCode; HLT (F4) makes run() return.
 class Machine {
@@ -133,7 +145,7 @@ class Machine {
     e.tsc = &tsc;
     e.model = &model;
     e.block_cache_bytes = 1U << 20;
-    core = std::make_unique<Core>(e);
+    core = make_test_core(e);
     core->set_state(long_mode_state());
   }
 

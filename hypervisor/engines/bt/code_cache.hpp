@@ -1,0 +1,107 @@
+// Translated blocks of one vCPU, keyed by physical address and mode, in executable memory of
+// bounded size.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "engines/interp/uop.hpp"
+#include "mmu/address.hpp"
+
+namespace strata::bt {
+
+/// A translated run of guest instructions; lies in one guest page.
+struct TranslatedBlock {
+  PA pa{};                  ///< of the first byte
+  std::uint32_t entry = 0;  ///< address of its host code
+  std::uint32_t key = 0;    ///< mode it was translated for
+  std::uint16_t bytes = 0;  ///< guest bytes covered
+  TranslatedBlock* hash_next = nullptr;
+  TranslatedBlock* page_next = nullptr;
+};
+
+/// A place in a block from which translated code calls the VMM.
+struct Site {
+  std::uint32_t resume = 0;       ///< host address to go on at
+  std::uint16_t page_offset = 0;  ///< of the guest instruction
+  std::uint16_t remaining = 0;    ///< instructions of the block not retired yet, this one included
+  bool write = false;             ///< kind and size of the memory access
+  std::uint8_t size = 0;
+  bool aligned = false;            ///< it must be aligned to its size
+  bool branches = false;           ///< the steps end with a near branch
+  interp::Block* steps = nullptr;  ///< for an instruction that the interpreter executes
+};
+
+/// Used by one vCPU thread. The same pages are mapped twice, executable and writable, and never
+/// both at one address.
+class CodeCache {
+ public:
+  /// No memory (size() 0) if the host refuses it, or has none left below 2 GiB.
+  explicit CodeCache(std::size_t bytes);
+  CodeCache(const CodeCache&) = delete;
+  CodeCache& operator=(const CodeCache&) = delete;
+  ~CodeCache();
+
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  /// Where the next code goes.
+  [[nodiscard]] std::uint64_t cursor() const noexcept { return executable_ + used_; }
+  [[nodiscard]] bool has_room(std::size_t code_bytes) const noexcept {
+    return used_ + code_bytes <= size_ && sites_.size() < kMaxSites;
+  }
+  /// Copies code to cursor().
+  void append(std::span<const std::uint8_t> code) noexcept;
+  /// Keeps everything appended so far through flush(): stubs.
+  void keep() noexcept { kept_ = used_; }
+  /// Makes the jump whose 32-bit distance lies at `field` go to `target`.
+  void patch_jump(std::uint64_t field, std::uint64_t target) noexcept;
+
+  [[nodiscard]] const TranslatedBlock* find(PA pa, std::uint32_t key) const noexcept;
+  const TranslatedBlock* insert(const TranslatedBlock& block);
+  /// Drops the blocks that overlap the bytes: each one's first instructions become
+  /// "go to `stale` with the block's page offset in R9". Returns how many.
+  std::size_t drop(PA pa, std::uint64_t length, std::uint64_t stale) noexcept;
+  [[nodiscard]] bool has_code(PPN ppn) const noexcept { return pages_.contains(ppn); }
+  void flush() noexcept;
+  /// Grows with every flush() and every drop() of something: code that was there may be gone.
+  [[nodiscard]] std::uint64_t changes() const noexcept { return changes_; }
+  [[nodiscard]] std::uint64_t flushes() const noexcept { return flushes_; }
+
+  std::uint32_t add_site(const Site& site) {
+    sites_.push_back(site);
+    return static_cast<std::uint32_t>(sites_.size() - 1);
+  }
+  [[nodiscard]] Site& site(std::uint32_t index) noexcept { return sites_[index]; }
+  /// Room for the steps of an instruction that stays with the interpreter; lives until flush().
+  [[nodiscard]] interp::Block* add_steps(std::span<const interp::Uop> steps);
+
+  [[nodiscard]] std::size_t blocks() const noexcept { return blocks_.size(); }
+  [[nodiscard]] std::size_t used() const noexcept { return used_; }
+  /// Host memory in use.
+  [[nodiscard]] std::size_t bytes() const noexcept;
+
+ private:
+  static constexpr std::size_t kMaxSites = 1U << 20;
+  [[nodiscard]] static std::size_t bucket(PA pa, std::uint32_t key) noexcept;
+  void unhash(const TranslatedBlock* block) noexcept;
+
+  std::size_t size_ = 0;
+  std::size_t used_ = 0;
+  std::size_t kept_ = 0;
+  std::uint64_t executable_ = 0;
+  std::byte* writable_ = nullptr;
+  std::uint64_t changes_ = 0;
+  std::uint64_t flushes_ = 0;
+  std::deque<TranslatedBlock> blocks_;
+  std::vector<TranslatedBlock*> buckets_;
+  std::unordered_map<PPN, TranslatedBlock*> pages_;
+  std::vector<Site> sites_;
+  std::vector<std::unique_ptr<std::byte[]>> steps_;
+  std::size_t step_bytes_ = 0;
+};
+
+}  // namespace strata::bt

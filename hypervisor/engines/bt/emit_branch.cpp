@@ -1,0 +1,165 @@
+// Branches: chains within a page, look-ups by VA to anywhere else.
+#include "engines/bt/emitter.hpp"
+
+namespace strata::bt {
+
+void Emitter::go(std::int64_t target, bool backward) {
+  if (target < 0 || target >= static_cast<std::int64_t>(kPageSize)) {
+    load_page_va(kT0, target);
+    look_up([this](std::size_t fixup) { cold(fixup, [this] { a_.jmp(c_.stubs->look_up); }); });
+    return enter_found(kT0);
+  }
+  const auto offset = static_cast<std::uint32_t>(target);
+  if (backward) {
+    // Every loop passes here or through a look-up, where interrupts are noticed.
+    a_.alu_imm(7, absolute(&c_.core->attention_flags), 0, false);
+    cold(a_.jcc_later(kNotEqual), [this, offset] {
+      a_.mov_imm32(kT0, offset);
+      a_.jmp(c_.stubs->attention);
+    });
+  }
+  // The jump leads to the next instruction until it is linked.
+  const std::size_t field = a_.jmp_later();
+  a_.bind(field);
+  const std::uint64_t at = a_.here() - 4;
+  a_.mov_imm32(kT0, offset);
+  a_.mov_imm32(kT1, static_cast<std::uint32_t>(at));
+  a_.jmp(c_.stubs->link);
+}
+
+void Emitter::look_up(const std::function<void(std::size_t)>& miss) {
+  const JumpEntry& first = c_.state->jumps[0];
+  Mem va = absolute(&first.va);
+  Mem context = absolute(&first.context);
+  va.base = context.base = kT1;
+  a_.mov32(kT1, kT0);
+  a_.shift_right32(kT1, kPageShift);
+  a_.op_reg({0, 0x33}, false, kT1, kT0);
+  a_.alu_imm(4, kT1, kJumpEntries - 1, false);
+  a_.shift_left32(kT1, 5);
+  a_.alu(7, kT0, va);
+  miss(a_.jcc_later(kNotEqual));
+  a_.load(kT2, absolute(&c_.state->context));
+  a_.alu(7, kT2, context);
+  miss(a_.jcc_later(kNotEqual));
+}
+
+/// kT1 is the entry's offset.
+void Emitter::enter_found(Reg va) {
+  Mem code = absolute(&c_.state->jumps[0].code);
+  code.base = kT1;
+  a_.alu_imm(4, va, ~static_cast<std::int32_t>(kPageMask));
+  a_.store(absolute(&c_.state->page_va), va);
+  a_.jmp(code);
+}
+
+void Emitter::jump(const Insn& i) {
+  if (i.live_after != 0) spill_flags();
+  in_host_ = false;
+  const std::int64_t target = end_of(i) + i.ops[0].imm.value.s;
+  go(target, target <= page_offset(i));
+  ended_ = true;
+}
+
+void Emitter::jcc(const Insn& i) {
+  need_flags();
+  if (i.live_after != 0) save_flags();
+  const std::int64_t target = end_of(i) + i.ops[0].imm.value.s;
+  const bool backward = target <= page_offset(i);
+  const auto condition = static_cast<unsigned>(i.insn.opcode & 15U);
+  const std::uint16_t left = static_cast<std::uint16_t>(remaining(i) - 1);
+  const auto taken = [this, target, backward, left] {
+    if (left != 0) a_.alu_imm(0, absolute(&c_.core->budget), left);
+    go(target, backward);
+  };
+  if (!backward || left != 0) {
+    cold(a_.jcc_later(condition), taken);
+    return;
+  }
+  // A loop: the way back is the straight one.
+  const std::size_t out = a_.jcc_later(condition ^ 1);
+  taken();
+  a_.bind(out);
+}
+
+void Emitter::call(const Insn& i) {
+  spill_flags();
+  check_push(i);
+  load_page_va(kT2, end_of(i));
+  a_.op_mem({0, 0x89}, long_mode(), kT2, {.base = kT0, .index = kT1});
+  a_.mov(kRsp, kT0);
+  go(end_of(i) + i.ops[0].imm.value.s, i.ops[0].imm.value.s < 0);
+  ended_ = true;
+}
+
+void Emitter::target(const Insn& i) {
+  const ZydisDecodedOperand& op = i.ops[0];
+  if (op.type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    const Mem m = operand(i, op, false);
+    a_.op_mem({0, 0x8B}, long_mode(), kT0, m);
+    return;
+  }
+  const Reg r = value(op.reg.value, kT0);
+  if (long_mode()) {
+    if (r != kT0) a_.mov(kT0, r);
+  } else {
+    a_.mov32(kT0, r);
+  }
+}
+
+/// The interpreter executes an indirect branch that finds no code: it knows what a target may be.
+void Emitter::interpret_on_miss(const Insn& i) {
+  const std::uint32_t site = add_site(i);
+  look_up([this, site](std::size_t fixup) {
+    cold(fixup, [this, site] { call_stub(c_.stubs->interpret, site); });
+  });
+}
+
+void Emitter::jump_indirect(const Insn& i) {
+  spill_flags();
+  target(i);
+  interpret_on_miss(i);
+  enter_found(kT0);
+  ended_ = true;
+}
+
+void Emitter::call_indirect(const Insn& i) {
+  spill_flags();
+  target(i);
+  a_.store(absolute(&c_.state->target), kT0);
+  interpret_on_miss(i);
+  Mem code = absolute(&c_.state->jumps[0].code);
+  code.base = kT1;
+  a_.load(kT2, code);
+  a_.store(absolute(&c_.state->code), kT2);
+  check_push(i);
+  load_page_va(kT2, end_of(i));
+  a_.op_mem({0, 0x89}, long_mode(), kT2, {.base = kT0, .index = kT1});
+  a_.mov(kRsp, kT0);
+  a_.load(kT0, absolute(&c_.state->target));
+  a_.alu_imm(4, kT0, ~static_cast<std::int32_t>(kPageMask));
+  a_.store(absolute(&c_.state->page_va), kT0);
+  a_.jmp(absolute(&c_.state->code));
+  ended_ = true;
+}
+
+void Emitter::ret(const Insn& i) {
+  spill_flags();
+  Reg va = kRsp;
+  if (!long_mode()) {
+    a_.mov32(kT0, kRsp);
+    va = kT0;
+  }
+  check(i, va, word(), false);
+  a_.op_mem({0, 0x8B}, long_mode(), kT0, {.base = va, .index = kT1});
+  interpret_on_miss(i);
+  std::int32_t drop = static_cast<std::int32_t>(word());
+  if (i.insn.operand_count_visible != 0 && i.ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+    drop += static_cast<std::int32_t>(i.ops[0].imm.value.u & 0xFFFF);
+  }
+  a_.lea(kRsp, {.base = kRsp, .disp = drop}, long_mode());
+  enter_found(kT0);
+  ended_ = true;
+}
+
+}  // namespace strata::bt

@@ -1,0 +1,106 @@
+// Addresses and the inline TLB.
+#include "engines/bt/emitter.hpp"
+#include "engines/interp/vector.hpp"
+
+namespace strata::bt {
+namespace {
+
+static_assert(sizeof(interp::TlbEntry) == 32);
+constexpr unsigned kIndexShift = kPageShift - 5;  // VA -> byte offset of the entry
+constexpr std::int32_t kIndexMask = static_cast<std::int32_t>((interp::kTlbEntries - 1) << 5);
+
+bool is_fs_or_gs(ZydisRegister segment) {
+  return segment == ZYDIS_REGISTER_FS || segment == ZYDIS_REGISTER_GS;
+}
+
+}  // namespace
+
+void Emitter::load_page_va(Reg to, std::int64_t plus) {
+  a_.load(to, absolute(&c_.state->page_va));
+  if (plus != 0) {
+    a_.lea(to, {.base = to, .disp = static_cast<std::int32_t>(plus)}, long_mode());
+  }
+}
+
+Reg Emitter::address(const Insn& i, const ZydisDecodedOperand& op) {
+  const auto& m = op.mem;
+  const bool wide = i.insn.address_width == 64;
+  const auto disp = m.disp.has_displacement ? m.disp.value : 0;
+  const bool has_base = m.base != ZYDIS_REGISTER_NONE;
+  const bool has_index = m.index != ZYDIS_REGISTER_NONE && m.scale != 0;
+  const bool segment = is_fs_or_gs(m.segment);
+  if (m.base == ZYDIS_REGISTER_RIP || m.base == ZYDIS_REGISTER_EIP) {
+    load_page_va(kT0, end_of(i) + disp);
+    if (!wide) a_.mov32(kT0, kT0);
+  } else if (!has_base && !has_index) {
+    if (wide) {
+      a_.mov_imm(kT0, static_cast<std::uint64_t>(disp));
+    } else {
+      a_.mov_imm32(kT0, static_cast<std::uint32_t>(disp));
+    }
+  } else {
+    Mem ea{.disp = static_cast<std::int32_t>(disp)};
+    if (has_base) ea.base = value(m.base, kT0);
+    if (has_index) {
+      ea.index = value(m.index, kT1);
+      while ((1U << ea.scale) < m.scale) ++ea.scale;
+    }
+    if (wide && has_base && !has_index && disp == 0 && !segment) return ea.base;
+    a_.lea(kT0, ea, wide);
+  }
+  if (segment) {
+    const unsigned name = m.segment == ZYDIS_REGISTER_FS ? cpu::FS : cpu::GS;
+    if (!long_mode()) check_limit(i, m.segment, op.size / 8U);
+    a_.op_mem({0, 0x03}, long_mode(), kT0, absolute(&c_.core->segment_base[name]));
+  }
+  return kT0;
+}
+
+/// FS and GS are not flat even where everything else is.
+void Emitter::check_limit(const Insn& i, ZydisRegister segment, unsigned size) {
+  const unsigned which = segment == ZYDIS_REGISTER_FS ? 0 : 1;
+  a_.lea(kT2, {.base = kT0, .disp = static_cast<std::int32_t>(size) - 1});
+  a_.alu(7, kT2, absolute(&c_.state->segment_limit[which]));
+  const std::uint32_t site = add_site(i);
+  cold(a_.jcc_later(kAbove), [this, site] { call_stub(c_.stubs->interpret, site); });
+}
+
+void Emitter::check(const Insn& i, Reg va, unsigned size, bool write, bool aligned) {
+  const std::uint32_t site = add_site(i, write, size);
+  c_.cache->site(site).aligned = aligned;
+  const interp::TlbEntry& first = *c_.tlb;
+  Mem tag = absolute(write ? &first.write_tag : &first.read_tag);
+  Mem addend = absolute(&first.addend);
+  tag.base = addend.base = kT1;
+  a_.mov32(kT1, va);
+  a_.shift_right32(kT1, kIndexShift);
+  a_.alu_imm(4, kT1, kIndexMask, false);
+  if (size == 1 || aligned) {
+    a_.mov(kT2, va);
+  } else {
+    a_.lea(kT2, {.base = va, .disp = static_cast<std::int32_t>(size) - 1});
+  }
+  // An access that leaves its page, or is not aligned where it must be, differs from every tag.
+  const auto within = static_cast<std::int32_t>(kPageMask);
+  a_.alu_imm(4, kT2, aligned ? ~within | (static_cast<std::int32_t>(size) - 1) : ~within);
+  a_.alu(0, kT2, absolute(&c_.state->pcid));
+  a_.alu(7, kT2, tag);
+  cold(a_.jcc_later(kNotEqual), [this, site, va] {
+    if (va != kT0) a_.mov(kT0, va);
+    call_stub(c_.stubs->memory, site);
+  });
+  a_.load(kT1, addend);
+}
+
+Mem Emitter::operand(const Insn& i, const ZydisDecodedOperand& op, bool write) {
+  spill_flags();
+  const unsigned size = op.size / 8U;
+  const bool vector = i.opcode.cls == isa::OpcodeClass::vector;
+  const bool aligned = (vector && interp::required_alignment(i.insn, op) > 1) ||
+                       i.insn.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
+  const Reg va = address(i, op);
+  check(i, va, size, write, aligned);
+  return {.base = va, .index = kT1};
+}
+
+}  // namespace strata::bt

@@ -1,0 +1,62 @@
+// PUSH, POP, LEAVE. RSP changes last, so that a fault finds it as it was.
+#include "engines/bt/emitter.hpp"
+
+namespace strata::bt {
+
+void Emitter::check_push(const Insn& i) {
+  a_.lea(kT0, {.base = kRsp, .disp = -static_cast<std::int32_t>(word())}, long_mode());
+  check(i, kT0, word(), true);
+}
+
+void Emitter::push(const Insn& i) {
+  const ZydisDecodedOperand& op = i.ops[0];
+  const Mem slot{.base = kT0, .index = kT1};
+  if (op.type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    const Mem source = operand(i, op, false);
+    a_.op_mem({0, 0x8B}, long_mode(), kT2, source);
+    a_.store(absolute(&c_.state->target), kT2);
+  }
+  spill_flags();
+  check_push(i);
+  if (op.type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+    a_.op_mem({0, 0xC7}, long_mode(), 0, slot);
+    a_.imm32(static_cast<std::uint32_t>(op.imm.value.u));
+  } else if (op.type == ZYDIS_OPERAND_TYPE_MEMORY) {
+    a_.load(kT2, absolute(&c_.state->target));
+    a_.op_mem({0, 0x89}, long_mode(), kT2, slot);
+  } else {
+    a_.op_mem({0, 0x89}, long_mode(), value(op.reg.value, kT2), slot);
+  }
+  a_.mov(kRsp, kT0);
+}
+
+void Emitter::pop(const Insn& i) {
+  spill_flags();
+  Reg va = kRsp;
+  if (!long_mode()) {
+    a_.mov32(kT0, kRsp);
+    va = kT0;
+  }
+  check(i, va, word(), false);
+  const unsigned n = number(i.ops[0].reg.value);
+  const bool homed = long_mode() && is_homed(n);
+  const Reg to = homed ? kT2 : static_cast<Reg>(n);
+  a_.op_mem({0, 0x8B}, long_mode(), to, {.base = va, .index = kT1});
+  a_.lea(kRsp, {.base = kRsp, .disp = static_cast<std::int32_t>(word())}, long_mode());
+  if (homed) a_.store(absolute(&c_.core->r[n]), to);
+}
+
+void Emitter::leave(const Insn& i) {
+  spill_flags();
+  Reg va = kRbp;
+  if (!long_mode()) {
+    a_.mov32(kT0, kRbp);
+    va = kT0;
+  }
+  check(i, va, word(), false);
+  a_.op_mem({0, 0x8B}, long_mode(), kT2, {.base = va, .index = kT1});
+  a_.lea(kRsp, {.base = kRbp, .disp = static_cast<std::int32_t>(word())}, long_mode());
+  a_.mov(kRbp, kT2);
+}
+
+}  // namespace strata::bt

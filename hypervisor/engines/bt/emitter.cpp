@@ -1,0 +1,212 @@
+#include "engines/bt/emitter.hpp"
+
+#include "engines/interp/lower.hpp"
+
+namespace strata::bt {
+
+Emitter::Emitter(const EmitContext& context, const CodeView& code, const Region& region,
+                 Assembler& a)
+    : c_{context},
+      code_{code},
+      region_{region},
+      a_{a},
+      total_{static_cast<std::uint16_t>(region.insns.size())} {}
+
+bool Emitter::emit() {
+  head();
+  for (const Insn& i : region_.insns) {
+    one(i);
+    if (!good_) return false;
+  }
+  if (!ended_) {
+    const Insn& last = region_.insns.back();
+    if (last.live_after != 0) spill_flags();
+    go(end_of(last), false);
+  }
+  for (std::size_t n = 0; n < cold_.size(); ++n) {
+    // Cold code may itself add cold code.
+    const Cold c = cold_[n];
+    a_.bind(c.fixup);
+    c.emit();
+  }
+  return true;
+}
+
+/// Counts the block. At least eleven bytes, which CodeCache::drop() writes over.
+void Emitter::head() {
+  a_.alu_imm(5, absolute(&c_.core->budget), total_);
+  const std::size_t over = a_.jcc_later(kSign);
+  cold(over, [this] {
+    a_.mov_imm32(kT0, static_cast<std::uint32_t>(code_.page_offset));
+    a_.mov_imm32(kT1, total_);
+    a_.jmp(c_.stubs->budget);
+  });
+}
+
+void Emitter::one(const Insn& i) {
+  switch (i.kind) {
+    case Kind::verbatim:
+      return verbatim(i);
+    case Kind::nothing:
+      return;
+    case Kind::lea:
+      return lea(i);
+    case Kind::absolute_mov:
+      return absolute_mov(i);
+    case Kind::push:
+      return push(i);
+    case Kind::pop:
+      return pop(i);
+    case Kind::leave:
+      return leave(i);
+    case Kind::divide:
+      return divide(i);
+    case Kind::jump:
+      return jump(i);
+    case Kind::jump_indirect:
+      return jump_indirect(i);
+    case Kind::jcc:
+      return jcc(i);
+    case Kind::call:
+      return call(i);
+    case Kind::call_indirect:
+      return call_indirect(i);
+    case Kind::ret:
+      return ret(i);
+    case Kind::steps:
+      return steps(i);
+  }
+}
+
+std::uint32_t Emitter::add_site(const Insn& i, bool write, unsigned size) {
+  return c_.cache->add_site({.resume = static_cast<std::uint32_t>(a_.here()),
+                             .page_offset = page_offset(i),
+                             .remaining = remaining(i),
+                             .write = write,
+                             .size = static_cast<std::uint8_t>(size)});
+}
+
+void Emitter::cold(std::size_t fixup, std::function<void()> emit) {
+  cold_.push_back({fixup, std::move(emit)});
+}
+
+void Emitter::call_stub(std::uint64_t stub, std::uint32_t site) {
+  a_.mov_imm32(kT1, site);
+  a_.jmp(stub);
+}
+
+// ---- flags --------------------------------------------------------------------------------------
+
+void Emitter::save_flags() {
+  if (in_memory_ || !in_host_) return;
+  // LAHF and SETO, as interp/flags.hpp lays them out.
+  a_.mov(kT2, kRax);
+  a_.byte(0x9F);
+  a_.op_reg({1, 0x90}, false, 0, kRax);
+  a_.byte(0x66);
+  a_.op_mem({0, 0x89}, false, kRax, absolute(&c_.core->flags));
+  a_.mov(kRax, kT2);
+  in_memory_ = true;
+}
+
+void Emitter::spill_flags() {
+  save_flags();
+  in_host_ = false;
+}
+
+void Emitter::need_flags() {
+  if (in_host_) return;
+  // 1 + 127 overflows, 0 + 127 does not; SAHF has the rest.
+  a_.mov(kT2, kRax);
+  a_.op_mem({1, 0xB7}, false, kRax, absolute(&c_.core->flags));
+  a_.byte(0x04);
+  a_.byte(127);
+  a_.byte(0x9E);
+  a_.mov(kRax, kT2);
+  in_host_ = true;
+}
+
+void Emitter::flags_written(const Insn& i) {
+  const FlagEffect e = flag_effect(i);
+  if (e.writes == 0) return;
+  if ((e.writes & i.live_after) != 0) {
+    in_host_ = true;
+    in_memory_ = false;
+    return;
+  }
+  // Nobody reads what it wrote. What it left alone is where it was, EFLAGS excepted if they were
+  // not the guest's to begin with; with all of them dead, memory is as good as any place.
+  if (i.live_after == 0 || e.replaces) {
+    in_host_ = false;
+    in_memory_ = true;
+  }
+}
+
+// ---- the interpreter's instructions -------------------------------------------------------------
+
+namespace {
+
+/// Behind an instruction that translated code goes on after.
+struct Resume {
+  static const interp::Uop* run(interp::Core& core, const interp::Uop* u) {
+    return core.resume_translated(u);
+  }
+};
+
+}  // namespace
+
+void Emitter::steps(const Insn& i) {
+  spill_flags();
+  std::vector<interp::Uop> uops;
+  interp::DecodeMode mode = code_.mode;
+  mode.single = true;
+  const std::uint64_t va = page_offset(i);  // only its offset in the page counts
+  const auto result =
+      interp::decode_block(reinterpret_cast<const std::byte*>(i.bytes), code_.available - i.offset,
+                           va, mode, *code_.model, uops);
+  if (result.instructions == 0) {
+    good_ = false;
+    return;
+  }
+  // The steps that go on with the next instruction give way to one that comes back here.
+  for (interp::Uop& u : uops) {
+    if (u.offset == result.bytes && u.length == 0) u.fn = &Resume::run;
+  }
+  interp::Block* block = c_.cache->add_steps(uops);
+  block->pa = PA{va};
+  block->bytes = static_cast<std::uint16_t>(result.bytes);
+  block->instructions = 1;
+  block->mode_key = static_cast<std::uint8_t>(mode.key());
+  const std::uint32_t site = add_site(i);
+  call_stub(c_.stubs->steps, site);
+  Site& s = c_.cache->site(site);
+  s.steps = block;
+  s.branches = i.opcode.cls == isa::OpcodeClass::branch;
+  s.resume = static_cast<std::uint32_t>(a_.here());
+  in_host_ = false;
+  in_memory_ = true;
+  simd_ = kSimdInMemory;
+  x87_ = false;
+  if (i.ends) {
+    // It leaves by itself; if not (a refused SYSCALL goes on nowhere), the next place is looked up.
+    go(end_of(i), false);
+    ended_ = true;
+  }
+}
+
+Reg Emitter::value(ZydisRegister reg, Reg temporary) {
+  const unsigned n = number(reg);
+  if (!long_mode() || !is_homed(n)) return static_cast<Reg>(n);
+  a_.load(temporary, absolute(&c_.core->r[n]));
+  return temporary;
+}
+
+unsigned Emitter::number(ZydisRegister reg) noexcept {
+  // Zydis counts AH to BH among the byte registers, before SPL.
+  if (reg >= ZYDIS_REGISTER_SPL && reg <= ZYDIS_REGISTER_R15B) {
+    return static_cast<unsigned>(reg - ZYDIS_REGISTER_SPL) + 4;
+  }
+  return static_cast<unsigned>(ZydisRegisterGetId(reg)) & 15U;
+}
+
+}  // namespace strata::bt

@@ -1,0 +1,142 @@
+// The third pass of translation: host code for one region.
+//
+// Conventions of translated code
+//   guest registers   in the host registers of the same number; R9 to R11 live in Core::r, for the
+//                     host's are temporaries. RSP too holds the guest's: host code that needs a
+//                     stack loads NativeState::host_rsp first.
+//   arithmetic flags  at block boundaries in Core::flags, if anybody may read them. Within a block
+//                     in EFLAGS, in Core::flags, or both; see Flags.
+//   position          the block's head counts all of its instructions, early exits give back.
+//   vector registers  in the host's once NativeState::simd_live says so.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "engines/bt/assembler.hpp"
+#include "engines/bt/code_cache.hpp"
+#include "engines/bt/native_state.hpp"
+#include "engines/bt/region.hpp"
+#include "engines/bt/stubs.hpp"
+#include "engines/interp/core.hpp"
+
+namespace strata::bt {
+
+/// What code generation depends on besides the guest's code.
+struct EmitContext {
+  interp::Core* core = nullptr;
+  NativeState* state = nullptr;
+  CodeCache* cache = nullptr;
+  const Stubs* stubs = nullptr;
+  interp::TlbEntry* tlb = nullptr;  ///< entries of the data mode
+};
+
+class Emitter {
+ public:
+  Emitter(const EmitContext& context, const CodeView& code, const Region& region, Assembler& a);
+  /// Emits the whole region. False: something in it has no steps (an internal error).
+  bool emit();
+
+ private:
+  /// A host register for each guest register an instruction names.
+  using RegisterMap = std::array<Reg, 16>;
+
+  // ---- emitter.cpp: blocks, flags, positions
+  void head();
+  void one(const Insn& i);
+  void after(const Insn& i);
+  [[nodiscard]] std::uint16_t page_offset(const Insn& i) const noexcept {
+    return static_cast<std::uint16_t>(code_.page_offset + i.offset);
+  }
+  [[nodiscard]] std::int64_t end_of(const Insn& i) const noexcept {
+    return static_cast<std::int64_t>(page_offset(i)) + i.insn.length;
+  }
+  [[nodiscard]] std::uint16_t remaining(const Insn& i) const noexcept {
+    return static_cast<std::uint16_t>(total_ - index_of(i));
+  }
+  [[nodiscard]] std::size_t index_of(const Insn& i) const noexcept {
+    return static_cast<std::size_t>(&i - region_.insns.data());
+  }
+  std::uint32_t add_site(const Insn& i, bool write = false, unsigned size = 0);
+  /// EFLAGS are about to be used for something else.
+  void spill_flags();
+  void save_flags();
+  /// EFLAGS hold the guest's flags.
+  void need_flags();
+  void flags_written(const Insn& i);
+  /// Code out of the way, emitted behind the block.
+  void cold(std::size_t fixup, std::function<void()> emit);
+  void call_stub(std::uint64_t stub, std::uint32_t site);
+
+  // ---- emit_memory.cpp
+  /// The VA of a memory operand, in the register returned (kT0 unless it is one already).
+  Reg address(const Insn& i, const ZydisDecodedOperand& op);
+  /// Checks an access against the TLB; kT1 is what to add to the VA then. kT2 is used.
+  void check(const Insn& i, Reg va, unsigned size, bool write, bool aligned = false);
+  void check_limit(const Insn& i, ZydisRegister segment, unsigned size);
+  Mem operand(const Insn& i, const ZydisDecodedOperand& op, bool write);
+  void load_page_va(Reg to, std::int64_t plus);
+
+  // ---- emit_verbatim.cpp
+  void verbatim(const Insn& i);
+  void encode(const Insn& i, const RegisterMap& map, const Mem* mem);
+  void encode_legacy(const Insn& i, const RegisterMap& map, const Mem* mem);
+  void encode_vex(const Insn& i, const RegisterMap& map, const Mem* mem);
+  void lea(const Insn& i);
+  void absolute_mov(const Insn& i);
+  void divide(const Insn& i);
+  void units(const Insn& i);
+  void need_simd(const Insn& i, SimdLevel level);
+  void need_x87(const Insn& i);
+  void steps(const Insn& i);
+
+  // ---- emit_stack.cpp
+  void push(const Insn& i);
+  void pop(const Insn& i);
+  void leave(const Insn& i);
+  /// Checks the slot below RSP; its VA is in kT0 then.
+  void check_push(const Insn& i);
+  [[nodiscard]] unsigned word() const noexcept { return long_mode() ? 8 : 4; }
+
+  // ---- emit_branch.cpp
+  void jump(const Insn& i);
+  void jcc(const Insn& i);
+  void call(const Insn& i);
+  void jump_indirect(const Insn& i);
+  void call_indirect(const Insn& i);
+  void ret(const Insn& i);
+  /// Leaves for a place at a distance from the page's start.
+  void go(std::int64_t target, bool backward);
+  /// Finds code for the VA in kT0; kT1 is its JumpEntry's offset. Jumps to `miss` or there with
+  /// the miss condition.
+  void look_up(const std::function<void(std::size_t)>& miss);
+  void enter_found(Reg va);
+  /// The target of an indirect branch, in kT0.
+  void target(const Insn& i);
+  void interpret_on_miss(const Insn& i);
+
+  [[nodiscard]] bool long_mode() const noexcept { return code_.mode.bits == 64; }
+  /// The host register with the guest register's value: itself, or `temporary` loaded from home.
+  Reg value(ZydisRegister reg, Reg temporary);
+  [[nodiscard]] static unsigned number(ZydisRegister reg) noexcept;
+
+  const EmitContext& c_;
+  const CodeView& code_;
+  const Region& region_;
+  Assembler& a_;
+  std::uint16_t total_;
+  struct Cold {
+    std::size_t fixup;
+    std::function<void()> emit;
+  };
+  std::vector<Cold> cold_;
+  bool in_host_ = false;            ///< EFLAGS hold the guest's flags
+  bool in_memory_ = true;           ///< Core::flags does
+  SimdLevel simd_ = kSimdInMemory;  ///< known to be loaded at least this far
+  bool x87_ = false;
+  bool ended_ = false;
+  bool good_ = true;
+};
+
+}  // namespace strata::bt

@@ -1,0 +1,64 @@
+// What translated code and its stubs share with the VMM besides the Core: in low memory, addressed
+// absolutely.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace strata::bt {
+
+/// Code for a virtual address, as indirect branches look it up. `context` covers everything else
+/// that the way from VA to code depends on.
+struct JumpEntry {
+  std::uint64_t va = ~0ULL;
+  std::uint64_t context = 0;
+  std::uint64_t code = 0;
+  std::uint64_t unused = 0;
+};
+static_assert(sizeof(JumpEntry) == 32);
+inline constexpr std::size_t kJumpEntries = 4096;
+
+/// How far vector state has been loaded into the host's registers.
+enum SimdLevel : std::uint8_t { kSimdInMemory = 0, kSimdSse = 1, kSimdAvx = 2 };
+
+/// Only `context` is touched by other threads: attend() spoils it, so that lookups miss.
+struct NativeState {
+  std::uint64_t page_va = 0;  ///< VA of the guest page that executes
+  std::atomic<std::uint64_t> context{0};
+  std::uint64_t pcid = 0;      ///< low bits of TLB tags
+  std::uint64_t host_rsp = 0;  ///< the VMM's stack while guest code runs
+  std::uint64_t arg0 = 0;      ///< R9 and R10 as a stub was called
+  std::uint64_t arg1 = 0;
+  std::uint64_t resume = 0;  ///< where to go behind a stub
+  std::uint64_t target = 0;  ///< an indirect branch's target while something else is checked
+  std::uint64_t code = 0;    ///< and its code
+  std::uint32_t host_mxcsr = 0x1F80;
+  std::uint8_t simd_live = kSimdInMemory;
+  std::uint8_t x87_live = 0;
+  /// Limits of FS and GS outside 64-bit mode; 0 where accesses need more than a limit check.
+  std::array<std::uint64_t, 2> segment_limit{};
+  std::array<JumpEntry, kJumpEntries> jumps{};
+};
+
+/// The functions that stubs call: R9 and R10 in, where to go on out.
+using StubFunction = std::uint64_t (*)(void* runtime, std::uint64_t a, std::uint64_t b);
+
+/// Addresses of the stubs. Translated code jumps to them with arguments in R9 and R10.
+struct Stubs {
+  std::uint64_t enter = 0;       ///< called by C++: void(code)
+  std::uint64_t leave = 0;       ///< back to the caller of `enter`; guest registers are saved
+  std::uint64_t look_up = 0;     ///< go on at VA R9
+  std::uint64_t go_in_page = 0;  ///< go on at offset R9 of the current page
+  std::uint64_t link = 0;        ///< the same, and patch the jump field at R10
+  std::uint64_t attention = 0;   ///< offset R9 of the current page, after events
+  std::uint64_t budget = 0;      ///< the block at page offset R9 counted R10 instructions too many
+  std::uint64_t memory = 0;      ///< site R10 missed the TLB at VA R9
+  std::uint64_t steps = 0;       ///< the interpreter executes site R10's steps
+  std::uint64_t interpret = 0;   ///< ... site R10's instruction, and looks up what comes then
+  std::uint64_t simd = 0;        ///< site R10 needs vector registers at level R9
+  std::uint64_t x87 = 0;         ///< site R10 needs x87 state
+};
+
+}  // namespace strata::bt

@@ -1,0 +1,379 @@
+#include "engines/bt/region.hpp"
+
+#include <algorithm>
+
+#include "cpu/vcpu_state.hpp"
+#include "engines/interp/vector.hpp"
+#include "isa/decode.hpp"
+
+namespace strata::bt {
+namespace {
+
+constexpr unsigned kMaxInstructions = 32;
+constexpr std::uint32_t kAll = cpu::rflags::ARITHMETIC;
+using isa::OpcodeClass;
+
+bool is_memory(const ZydisDecodedOperand& o) { return o.type == ZYDIS_OPERAND_TYPE_MEMORY; }
+
+/// Operands and prefixes that only the interpreter handles.
+bool is_odd(const Insn& i, const interp::DecodeMode& mode) {
+  if (i.insn.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
+      i.insn.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX) {
+    return true;
+  }
+  const ZydisDecodedOperand* m = memory_operand(i);
+  if (m == nullptr) return false;
+  if (mode.bits != 64 && (i.insn.address_width == 16 || m->mem.segment == ZYDIS_REGISTER_CS)) {
+    return true;
+  }
+  if (m->mem.type != ZYDIS_MEMOP_TYPE_MEM || m->size == 0 || m->size > 256) return true;
+  // AH to BH can not be named together with the REX prefix that a renamed address needs.
+  return std::any_of(i.ops.begin(), i.ops.begin() + i.insn.operand_count_visible,
+                     [](const ZydisDecodedOperand& o) {
+                       return o.type == ZYDIS_OPERAND_TYPE_REGISTER &&
+                              o.reg.value >= ZYDIS_REGISTER_AH && o.reg.value <= ZYDIS_REGISTER_BH;
+                     });
+}
+
+bool is_divide(const Insn& i) {
+  return (i.insn.mnemonic == ZYDIS_MNEMONIC_DIV || i.insn.mnemonic == ZYDIS_MNEMONIC_IDIV);
+}
+
+Kind integer_kind(const Insn& i) {
+  const auto& insn = i.insn;
+  switch (insn.mnemonic) {
+    case ZYDIS_MNEMONIC_LEA:
+      return insn.address_width == 16 ? Kind::steps : Kind::lea;
+    case ZYDIS_MNEMONIC_NOP:
+    case ZYDIS_MNEMONIC_PREFETCHNTA:
+    case ZYDIS_MNEMONIC_PREFETCHT0:
+    case ZYDIS_MNEMONIC_PREFETCHT1:
+    case ZYDIS_MNEMONIC_PREFETCHT2:
+    case ZYDIS_MNEMONIC_PREFETCHW:
+      return Kind::nothing;
+    case ZYDIS_MNEMONIC_PUSH:
+    case ZYDIS_MNEMONIC_POP:
+    case ZYDIS_MNEMONIC_LEAVE: {
+      // Whole words only, and no POP into memory, whose address depends on the new RSP.
+      const bool whole =
+          insn.operand_width == (insn.machine_mode == ZYDIS_MACHINE_MODE_LONG_64 ? 64 : 32);
+      if (!whole) return Kind::steps;
+      if (insn.mnemonic == ZYDIS_MNEMONIC_LEAVE) return Kind::leave;
+      if (insn.mnemonic == ZYDIS_MNEMONIC_PUSH) return Kind::push;
+      return is_memory(i.ops[0]) || i.ops[0].reg.value == ZYDIS_REGISTER_RSP ||
+                     i.ops[0].reg.value == ZYDIS_REGISTER_ESP
+                 ? Kind::steps
+                 : Kind::pop;
+    }
+    case ZYDIS_MNEMONIC_DIV:
+    case ZYDIS_MNEMONIC_IDIV:
+      return insn.operand_width >= 32 && i.ops[0].size >= 32 ? Kind::divide : Kind::steps;
+    case ZYDIS_MNEMONIC_BT:
+    case ZYDIS_MNEMONIC_BTS:
+    case ZYDIS_MNEMONIC_BTR:
+    case ZYDIS_MNEMONIC_BTC:
+      // With the bit's number in a register the address depends on it.
+      return is_memory(i.ops[0]) && i.ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER ? Kind::steps
+                                                                                 : Kind::verbatim;
+    case ZYDIS_MNEMONIC_MOV:
+      if (is_memory(i.ops[0]) || is_memory(i.ops[1])) {
+        const auto& m = is_memory(i.ops[0]) ? i.ops[0] : i.ops[1];
+        if (m.encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM) return Kind::absolute_mov;
+      }
+      return Kind::verbatim;
+    case ZYDIS_MNEMONIC_ADD:
+    case ZYDIS_MNEMONIC_SUB:
+    case ZYDIS_MNEMONIC_ADC:
+    case ZYDIS_MNEMONIC_SBB:
+    case ZYDIS_MNEMONIC_AND:
+    case ZYDIS_MNEMONIC_OR:
+    case ZYDIS_MNEMONIC_XOR:
+    case ZYDIS_MNEMONIC_CMP:
+    case ZYDIS_MNEMONIC_TEST:
+    case ZYDIS_MNEMONIC_INC:
+    case ZYDIS_MNEMONIC_DEC:
+    case ZYDIS_MNEMONIC_NEG:
+    case ZYDIS_MNEMONIC_NOT:
+    case ZYDIS_MNEMONIC_MOVZX:
+    case ZYDIS_MNEMONIC_MOVSX:
+    case ZYDIS_MNEMONIC_MOVSXD:
+    case ZYDIS_MNEMONIC_SHL:
+    case ZYDIS_MNEMONIC_SHR:
+    case ZYDIS_MNEMONIC_SAR:
+    case ZYDIS_MNEMONIC_ROL:
+    case ZYDIS_MNEMONIC_ROR:
+    case ZYDIS_MNEMONIC_RCL:
+    case ZYDIS_MNEMONIC_RCR:
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD:
+    case ZYDIS_MNEMONIC_IMUL:
+    case ZYDIS_MNEMONIC_MUL:
+    case ZYDIS_MNEMONIC_XCHG:
+    case ZYDIS_MNEMONIC_XADD:
+    case ZYDIS_MNEMONIC_CMPXCHG:
+    case ZYDIS_MNEMONIC_CMPXCHG8B:
+    case ZYDIS_MNEMONIC_CMPXCHG16B:
+    case ZYDIS_MNEMONIC_BSF:
+    case ZYDIS_MNEMONIC_BSR:
+    case ZYDIS_MNEMONIC_TZCNT:
+    case ZYDIS_MNEMONIC_LZCNT:
+    case ZYDIS_MNEMONIC_POPCNT:
+    case ZYDIS_MNEMONIC_BSWAP:
+    case ZYDIS_MNEMONIC_MOVBE:
+    case ZYDIS_MNEMONIC_CBW:
+    case ZYDIS_MNEMONIC_CWDE:
+    case ZYDIS_MNEMONIC_CDQE:
+    case ZYDIS_MNEMONIC_CWD:
+    case ZYDIS_MNEMONIC_CDQ:
+    case ZYDIS_MNEMONIC_CQO:
+    case ZYDIS_MNEMONIC_CLC:
+    case ZYDIS_MNEMONIC_STC:
+    case ZYDIS_MNEMONIC_CMC:
+    case ZYDIS_MNEMONIC_LAHF:
+    case ZYDIS_MNEMONIC_SAHF:
+    case ZYDIS_MNEMONIC_CRC32:
+    case ZYDIS_MNEMONIC_MOVNTI:
+    case ZYDIS_MNEMONIC_ADCX:
+    case ZYDIS_MNEMONIC_ADOX:
+    case ZYDIS_MNEMONIC_ANDN:
+    case ZYDIS_MNEMONIC_BEXTR:
+    case ZYDIS_MNEMONIC_BLSI:
+    case ZYDIS_MNEMONIC_BLSMSK:
+    case ZYDIS_MNEMONIC_BLSR:
+    case ZYDIS_MNEMONIC_BZHI:
+    case ZYDIS_MNEMONIC_MULX:
+    case ZYDIS_MNEMONIC_PDEP:
+    case ZYDIS_MNEMONIC_PEXT:
+    case ZYDIS_MNEMONIC_RORX:
+    case ZYDIS_MNEMONIC_SARX:
+    case ZYDIS_MNEMONIC_SHLX:
+    case ZYDIS_MNEMONIC_SHRX:
+    case ZYDIS_MNEMONIC_LFENCE:
+    case ZYDIS_MNEMONIC_MFENCE:
+    case ZYDIS_MNEMONIC_SFENCE:
+      return Kind::verbatim;
+    default:
+      break;
+  }
+  const ZydisInstructionCategory category = insn.meta.category;
+  return category == ZYDIS_CATEGORY_CMOV || category == ZYDIS_CATEGORY_SETCC ? Kind::verbatim
+                                                                             : Kind::steps;
+}
+
+Kind branch_kind(const Insn& i) {
+  const unsigned whole = i.insn.machine_mode == ZYDIS_MACHINE_MODE_LONG_64 ? 64 : 32;
+  if (i.insn.operand_width != whole) return Kind::steps;
+  const bool relative = i.ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+  switch (i.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_JMP:
+      return relative ? Kind::jump : Kind::jump_indirect;
+    case ZYDIS_MNEMONIC_CALL:
+      return relative ? Kind::call : Kind::call_indirect;
+    case ZYDIS_MNEMONIC_RET:
+      return Kind::ret;
+    case ZYDIS_MNEMONIC_LOOP:
+    case ZYDIS_MNEMONIC_LOOPE:
+    case ZYDIS_MNEMONIC_LOOPNE:
+    case ZYDIS_MNEMONIC_JCXZ:
+    case ZYDIS_MNEMONIC_JECXZ:
+    case ZYDIS_MNEMONIC_JRCXZ:
+      return Kind::steps;
+    default:
+      return Kind::jcc;
+  }
+}
+
+/// Vector and x87 instructions run verbatim unless they touch more than registers and one operand:
+/// control words, whole states, conditional elements, registers as addresses.
+Kind unit_kind(const Insn& i) {
+  switch (i.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_LDMXCSR:
+    case ZYDIS_MNEMONIC_STMXCSR:
+    case ZYDIS_MNEMONIC_VLDMXCSR:
+    case ZYDIS_MNEMONIC_VSTMXCSR:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_MASKMOVQ:
+    case ZYDIS_MNEMONIC_VMASKMOVDQU:
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ:
+    case ZYDIS_MNEMONIC_FLDCW:
+    case ZYDIS_MNEMONIC_FLDENV:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FRSTOR:
+    case ZYDIS_MNEMONIC_FNCLEX:
+    case ZYDIS_MNEMONIC_FNINIT:
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW:
+    case ZYDIS_MNEMONIC_FWAIT:
+    case ZYDIS_MNEMONIC_VPCLMULQDQ:  // needs two features
+      return Kind::steps;
+    default:
+      break;
+  }
+  switch (i.insn.meta.isa_set) {
+    case ZYDIS_ISA_SET_FXSAVE:
+    case ZYDIS_ISA_SET_FXSAVE64:
+    case ZYDIS_ISA_SET_XSAVE:
+    case ZYDIS_ISA_SET_XSAVEC:
+    case ZYDIS_ISA_SET_XSAVEOPT:
+    case ZYDIS_ISA_SET_XSAVES:
+    case ZYDIS_ISA_SET_AVX2GATHER:
+      return Kind::steps;
+    default:
+      return Kind::verbatim;
+  }
+}
+
+Kind kind_of(const Insn& i, const interp::DecodeMode& mode) {
+  Kind kind = Kind::steps;
+  switch (i.opcode.cls) {
+    case OpcodeClass::integer:
+      kind = integer_kind(i);
+      break;
+    case OpcodeClass::branch:
+      kind = branch_kind(i);
+      break;
+    case OpcodeClass::vector:
+    case OpcodeClass::x87:
+      kind = unit_kind(i);
+      break;
+    default:
+      return Kind::steps;
+  }
+  return kind != Kind::nothing && is_odd(i, mode) ? Kind::steps : kind;
+}
+
+/// One instruction. False: it does not end within the bytes.
+bool decode_one(const CodeView& code, const ZydisDecoder& decoder, std::size_t at, Insn& i) {
+  i.bytes = code.bytes + at;
+  i.offset = static_cast<std::uint16_t>(at);
+  i.kind = Kind::steps;
+  i.ends = false;
+  const std::size_t left = code.available - at;
+  const ZyanStatus status = isa::decode(decoder, i.bytes, left, i.insn, i.ops.data());
+  if (status == ZYDIS_STATUS_NO_MORE_DATA) return false;
+  if (!ZYAN_SUCCESS(status)) {
+    if (left < isa::kMaxInstructionBytes) return false;  // the next page may decide
+    i.insn = {};
+    i.insn.length = static_cast<std::uint8_t>(isa::kMaxInstructionBytes);
+    i.opcode = {};
+    i.ends = true;
+    return true;
+  }
+  i.opcode = isa::opcode_of(i.insn, i.ops.data());
+  if (!isa::available(i.opcode, i.insn, *code.model)) {
+    i.opcode = {};
+    i.ends = true;
+    return true;
+  }
+  i.kind = kind_of(i, code.mode);
+  i.ends = i.opcode.has(isa::kEndsRun) && i.kind != Kind::jcc;
+  return true;
+}
+
+std::uint32_t live_before(const Insn& i, std::uint32_t live) {
+  if (i.kind == Kind::steps || is_divide(i) || i.kind == Kind::ret || i.kind == Kind::call ||
+      i.kind == Kind::push || i.kind == Kind::pop || i.kind == Kind::leave ||
+      i.kind == Kind::jump_indirect || i.kind == Kind::call_indirect ||
+      i.opcode.cls != OpcodeClass::integer || memory_operand(i) != nullptr) {
+    // It may fault, and a handler sees all flags.
+    if (i.kind != Kind::jcc && i.kind != Kind::jump) return kAll;
+  }
+  const FlagEffect e = flag_effect(i);
+  if (e.replaces) return e.reads;
+  if (!e.may_keep) live &= ~(e.writes & ~(e.undefined & live));
+  return live | e.reads;
+}
+
+}  // namespace
+
+const ZydisDecodedOperand* memory_operand(const Insn& i) noexcept {
+  for (unsigned n = 0; n < i.insn.operand_count_visible; ++n) {
+    const ZydisDecodedOperand& o = i.ops[n];
+    if (is_memory(o) && o.mem.type != ZYDIS_MEMOP_TYPE_AGEN && i.kind != Kind::nothing) return &o;
+  }
+  return nullptr;
+}
+
+FlagEffect flag_effect(const Insn& i) noexcept {
+  FlagEffect e;
+  const ZydisAccessedFlags* f = i.insn.cpu_flags;
+  if (f == nullptr) return e;
+  e.reads = f->tested & kAll;
+  e.undefined = f->undefined & kAll;
+  e.writes = (f->modified | f->set_0 | f->set_1 | f->undefined) & kAll;
+  e.replaces = i.opcode.has(isa::kReplacesFlags);
+  e.may_keep = i.opcode.has(isa::kMayKeepFlags);
+  if (e.may_keep) {
+    // A shift by an immediate other than 0 does write.
+    const auto& count = i.ops[i.insn.operand_count_visible - 1];
+    const unsigned mask = i.insn.operand_width == 64 ? 63 : 31;
+    if (count.type == ZYDIS_OPERAND_TYPE_IMMEDIATE && (count.imm.value.u & mask) != 0) {
+      e.may_keep = false;
+    }
+  }
+  return e;
+}
+
+std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset) {
+  constexpr unsigned kLookAhead = 6;
+  const auto start = static_cast<std::int64_t>(code.page_offset);
+  const auto page_end = start + static_cast<std::int64_t>(code.available);
+  if (page_offset < 0 || page_offset >= page_end) return kAll;
+  CodeView there = code;
+  there.bytes = code.bytes + (page_offset - start);
+  there.available = static_cast<std::size_t>(page_end - page_offset);
+  const ZydisDecoder decoder = isa::make_decoder(code.mode.bits, code.mode.stack32, *code.model);
+  std::uint32_t wanted = 0;
+  std::uint32_t undecided = kAll;
+  std::size_t at = 0;
+  Insn i;
+  for (unsigned n = 0; n < kLookAhead && at < there.available; ++n) {
+    if (!decode_one(there, decoder, at, i)) break;
+    if (i.ends || i.kind == Kind::jcc) break;
+    // What it wants if nothing behind it wants anything, and what it passes on.
+    wanted |= live_before(i, 0) & undecided;
+    undecided &= live_before(i, kAll);
+    if ((undecided & ~wanted) == 0) return wanted;
+    at += i.insn.length;
+  }
+  return wanted | undecided;
+}
+
+void decode_region(const CodeView& code, Region& region) {
+  region.insns.resize(kMaxInstructions);
+  region.bytes = 0;
+  const ZydisDecoder decoder = isa::make_decoder(code.mode.bits, code.mode.stack32, *code.model);
+  unsigned count = 0;
+  std::size_t at = 0;
+  while (count < kMaxInstructions && at < code.available) {
+    Insn& i = region.insns[count];
+    if (!decode_one(code, decoder, at, i)) break;
+    ++count;
+    at = std::min<std::size_t>(at + i.insn.length, code.available);
+    if (i.ends) break;
+    // A loop's end: what follows is another block.
+    if (i.kind == Kind::jcc && i.ops[0].imm.value.s < 0) break;
+  }
+  region.insns.resize(count);
+  region.bytes = static_cast<std::uint16_t>(at);
+  if (count == 0) return;
+  const Insn& last = region.insns.back();
+  const auto end = static_cast<std::int64_t>(code.page_offset + at);
+  std::uint32_t live = last.ends ? kAll : flags_wanted_at(code, end);
+  if (last.kind == Kind::jump) live = flags_wanted_at(code, end + last.ops[0].imm.value.s);
+  for (unsigned n = count; n-- > 0;) {
+    Insn& i = region.insns[n];
+    if (i.kind == Kind::jcc) {
+      const auto next = static_cast<std::int64_t>(code.page_offset) + i.offset + i.insn.length;
+      live |= flags_wanted_at(code, next + i.ops[0].imm.value.s);
+    }
+    i.live_after = live;
+    live = live_before(i, live);
+  }
+}
+
+}  // namespace strata::bt

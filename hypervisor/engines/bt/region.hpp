@@ -1,0 +1,83 @@
+// The first two passes of translation: a run of guest instructions decoded, each with what kind of
+// code it becomes and which arithmetic flags anybody may read behind it.
+#pragma once
+
+#include <Zydis/Zydis.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/cpu_model.hpp"
+#include "engines/interp/uop.hpp"
+#include "isa/opcodes.hpp"
+
+namespace strata::bt {
+
+/// What an instruction is translated to.
+enum class Kind : std::uint8_t {
+  verbatim,  ///< itself, with registers renamed and its memory operand checked
+  nothing,   ///< NOPs, prefetches
+  lea,
+  absolute_mov,  ///< MOV with a moffs operand
+  push,
+  pop,
+  leave,
+  divide,
+  jump,
+  jump_indirect,
+  jcc,
+  call,
+  call_indirect,
+  ret,
+  steps,  ///< the interpreter's steps
+};
+
+/// One instruction of a region.
+struct Insn {
+  ZydisDecodedInstruction insn;
+  std::array<ZydisDecodedOperand, ZYDIS_MAX_OPERAND_COUNT> ops;
+  const std::uint8_t* bytes = nullptr;
+  std::uint16_t offset = 0;  ///< from the region's first byte
+  isa::Opcode opcode{};
+  Kind kind = Kind::steps;
+  bool ends = false;             ///< nothing of the region comes behind it
+  std::uint32_t live_after = 0;  ///< arithmetic flags that may be read before they are written
+};
+
+/// A run of instructions in one page, from a block's first on, past conditional branches.
+struct Region {
+  std::vector<Insn> insns;
+  std::uint16_t bytes = 0;
+};
+
+/// Where guest code is: its bytes up to the page's end, and how to read them.
+struct CodeView {
+  const std::uint8_t* bytes = nullptr;
+  std::size_t available = 0;
+  std::uint64_t page_offset = 0;
+  interp::DecodeMode mode{};
+  const cpu::CpuModel* model = nullptr;
+};
+
+/// Decodes into `region` (reused between calls). Empty: not even one instruction lies in the page.
+void decode_region(const CodeView& code, Region& region);
+
+/// Flags that may be read from the instruction at `page_offset` of the same page on.
+[[nodiscard]] std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset);
+
+/// The explicit operand in memory, or null. LEA's and NOP's do not count.
+[[nodiscard]] const ZydisDecodedOperand* memory_operand(const Insn& i) noexcept;
+
+/// What an instruction does with arithmetic flags.
+struct FlagEffect {
+  std::uint32_t reads = 0;
+  std::uint32_t writes = 0;     ///< undefined ones included
+  std::uint32_t undefined = 0;  ///< may depend on what they were
+  bool replaces = false;        ///< all of them, whatever they were
+  bool may_keep = false;        ///< writes may not happen
+};
+[[nodiscard]] FlagEffect flag_effect(const Insn& i) noexcept;
+
+}  // namespace strata::bt

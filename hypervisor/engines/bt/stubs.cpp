@@ -1,0 +1,133 @@
+#include "engines/bt/stubs.hpp"
+
+#include <array>
+
+namespace strata::bt {
+namespace {
+
+constexpr std::array kCalleeSaved = {kRbx, kRbp, kR12, kR13, kR14, kR15};
+
+class StubEmitter {
+ public:
+  StubEmitter(Assembler& a, interp::Core& core, NativeState& state, void* runtime, bool avx)
+      : a_{a}, core_{core}, state_{state}, runtime_{runtime}, avx_{avx} {}
+
+  /// System V: RDI holds the code to run. The stack is aligned for calls afterwards.
+  std::uint64_t enter() {
+    const std::uint64_t at = a_.here();
+    for (const Reg r : kCalleeSaved) push(r);
+    a_.alu_imm(5, kRsp, 8);
+    a_.store(absolute(&state_.host_rsp), kRsp);
+    a_.store(absolute(&state_.resume), kRdi);
+    load_registers();
+    a_.jmp(absolute(&state_.resume));
+    return at;
+  }
+
+  std::uint64_t leave() {
+    const std::uint64_t at = a_.here();
+    a_.load(kRsp, absolute(&state_.host_rsp));
+    a_.alu_imm(0, kRsp, 8);
+    for (auto r = kCalleeSaved.rbegin(); r != kCalleeSaved.rend(); ++r) pop(*r);
+    a_.byte(0xC3);
+    return at;
+  }
+
+  std::uint64_t call(StubFunction function) {
+    const std::uint64_t at = a_.here();
+    save_registers();
+    a_.store(absolute(&state_.arg0), kT0);
+    a_.load(kRsp, absolute(&state_.host_rsp));
+    vector_state(true);
+    a_.mov_imm(kRdi, reinterpret_cast<std::uint64_t>(runtime_));
+    a_.mov(kRsi, kT0);
+    a_.mov(kRdx, kT1);
+    a_.mov_imm(kRax, reinterpret_cast<std::uint64_t>(function));
+    a_.op_reg({0, 0xFF}, false, 2, kRax);
+    a_.store(absolute(&state_.resume), kRax);
+    vector_state(false);
+    load_registers();
+    a_.load(kT0, absolute(&state_.arg0));
+    a_.jmp(absolute(&state_.resume));
+    return at;
+  }
+
+ private:
+  void push(Reg r) {
+    if (r >= kR8) a_.byte(0x41);
+    a_.byte(0x50 | (r & 7U));
+  }
+  void pop(Reg r) {
+    if (r >= kR8) a_.byte(0x41);
+    a_.byte(0x58 | (r & 7U));
+  }
+  void save_registers() {
+    for (unsigned i = 0; i < 16; ++i) {
+      if (!is_homed(i)) a_.store(absolute(&core_.r[i]), static_cast<Reg>(i));
+    }
+  }
+  void load_registers() {
+    for (unsigned i = 0; i < 16; ++i) {
+      if (!is_homed(i)) a_.load(static_cast<Reg>(i), absolute(&core_.r[i]));
+    }
+  }
+
+  /// C++ code uses the vector registers as it likes: saves the guest's if they are loaded, or
+  /// loads them again if they still count as loaded. The guest's MXCSR must not round the VMM's
+  /// arithmetic, nor collect its flags.
+  void vector_state(bool save) {
+    a_.alu_imm8(7, absolute(&state_.simd_live), 0);
+    const std::size_t skip = a_.jcc_later(kEqual);
+    auto& vector = core_.arch.vector;
+    for (unsigned i = 0; i < 16; ++i) {
+      const Mem m = absolute(vector.ymm[i].data());
+      const std::uint8_t code = save ? 0x11 : 0x10;  // VMOVUPS, MOVUPS
+      if (avx_) {
+        a_.vex_mem({.map = 1, .l = 1, .pp = 0, .code = code}, i, m);
+      } else {
+        a_.op_mem({1, code}, false, i, m);
+      }
+    }
+    if (save) {
+      a_.op_mem({1, 0xAE}, false, 3, absolute(&vector.mxcsr));       // STMXCSR
+      a_.op_mem({1, 0xAE}, false, 2, absolute(&state_.host_mxcsr));  // LDMXCSR
+      if (avx_) {
+        a_.byte(0xC5);  // VZEROUPPER
+        a_.byte(0xF8);
+        a_.byte(0x77);
+      }
+    } else {
+      a_.op_mem({1, 0xAE}, false, 2, absolute(&vector.mxcsr));
+    }
+    a_.bind(skip);
+  }
+
+  Assembler& a_;
+  interp::Core& core_;
+  NativeState& state_;
+  void* runtime_;
+  bool avx_;
+};
+
+}  // namespace
+
+Stubs emit_stubs(Assembler& a, interp::Core& core, NativeState& state, const StubTargets& targets,
+                 void* runtime, bool avx) {
+  StubEmitter e{a, core, state, runtime, avx};
+  Stubs s;
+  s.enter = e.enter();
+  s.leave = e.leave();
+  s.look_up = e.call(targets.look_up);
+  s.go_in_page = e.call(targets.go_in_page);
+  s.link = e.call(targets.link);
+  s.attention = e.call(targets.attention);
+  s.budget = e.call(targets.budget);
+  s.memory = e.call(targets.memory);
+  s.steps = e.call(targets.steps);
+  s.interpret = e.call(targets.interpret);
+  s.simd = e.call(targets.simd);
+  s.x87 = e.call(targets.x87);
+  return s;
+}
+
+}  // namespace strata::bt

@@ -1,0 +1,24 @@
+// The code between translated code and the VMM: saves and loads guest registers, changes stacks.
+#pragma once
+
+#include "engines/bt/assembler.hpp"
+#include "engines/bt/native_state.hpp"
+#include "engines/interp/core.hpp"
+
+namespace strata::bt {
+
+/// Host registers that hold no guest register: temporaries of translated code. Their guest
+/// registers, the least used ones of 64-bit code, stay in Core::r.
+inline constexpr Reg kT0 = kR9, kT1 = kR10, kT2 = kR11;
+[[nodiscard]] constexpr bool is_homed(unsigned guest) noexcept { return guest >= 9 && guest <= 11; }
+
+/// What the stubs call, in low memory.
+struct StubTargets {
+  StubFunction look_up, go_in_page, link, attention, budget, memory, steps, interpret, simd, x87;
+};
+
+/// Emits all stubs at the assembler's position. `runtime` is what the functions get.
+[[nodiscard]] Stubs emit_stubs(Assembler& a, interp::Core& core, NativeState& state,
+                               const StubTargets& targets, void* runtime, bool avx);
+
+}  // namespace strata::bt

@@ -1,0 +1,398 @@
+#include "engines/bt/translator.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "cpu/cpu_model.hpp"
+#include "engines/bt/stubs.hpp"
+#include "engines/interp/low_memory.hpp"
+
+namespace strata::bt {
+
+using interp::Core;
+using interp::Leave;
+
+namespace {
+
+/// Room that a block may need at most, with all its cold code.
+constexpr std::size_t kBlockRoom = 16U << 10;
+/// A context that no look-up finds.
+constexpr std::uint64_t kNoContext = ~0ULL;
+
+NativeState* make_state() { return new (interp::allocate_low(sizeof(NativeState))) NativeState{}; }
+
+bool host_has_avx() noexcept { return __builtin_cpu_supports("avx") != 0; }
+
+}  // namespace
+
+struct Translator::Calls {
+  static Translator& self(void* p) { return *static_cast<Translator*>(p); }
+  static std::uint64_t look_up(void* p, std::uint64_t va, std::uint64_t /*b*/) {
+    return self(p).go_on(va);
+  }
+  static std::uint64_t go_in_page(void* p, std::uint64_t offset, std::uint64_t /*b*/) {
+    return self(p).go_on(self(p).in_page(offset));
+  }
+  static std::uint64_t link(void* p, std::uint64_t offset, std::uint64_t field) {
+    return self(p).link(offset, field);
+  }
+  static std::uint64_t attention(void* p, std::uint64_t offset, std::uint64_t /*b*/) {
+    Translator& t = self(p);
+    t.core_.rip = t.in_page(offset);
+    return t.leave(Leave::attention);
+  }
+  static std::uint64_t budget(void* p, std::uint64_t offset, std::uint64_t count) {
+    return self(p).over_budget(offset, count);
+  }
+  static std::uint64_t memory(void* p, std::uint64_t va, std::uint64_t site) {
+    return self(p).memory(va, self(p).cache_.site(static_cast<std::uint32_t>(site)));
+  }
+  static std::uint64_t steps(void* p, std::uint64_t /*a*/, std::uint64_t site) {
+    return self(p).steps(Site{self(p).cache_.site(static_cast<std::uint32_t>(site))});
+  }
+  static std::uint64_t interpret(void* p, std::uint64_t /*a*/, std::uint64_t site) {
+    return self(p).interpret(self(p).cache_.site(static_cast<std::uint32_t>(site)));
+  }
+  static std::uint64_t simd(void* p, std::uint64_t level, std::uint64_t site) {
+    return self(p).load_simd(self(p).cache_.site(static_cast<std::uint32_t>(site)), level);
+  }
+  static std::uint64_t x87(void* p, std::uint64_t /*a*/, std::uint64_t site) {
+    return self(p).load_x87(self(p).cache_.site(static_cast<std::uint32_t>(site)));
+  }
+};
+
+void Translator::LowMemoryDelete::operator()(NativeState* p) const noexcept {
+  p->~NativeState();
+  interp::free_low(p, sizeof(NativeState));
+}
+
+Translator::Translator(Core& core, std::size_t code_bytes)
+    : core_{core}, state_{make_state()}, cache_{code_bytes} {
+  if (!usable()) return;
+  Assembler a{cache_.cursor()};
+  const StubTargets targets{.look_up = &Calls::look_up,
+                            .go_in_page = &Calls::go_in_page,
+                            .link = &Calls::link,
+                            .attention = &Calls::attention,
+                            .budget = &Calls::budget,
+                            .memory = &Calls::memory,
+                            .steps = &Calls::steps,
+                            .interpret = &Calls::interpret,
+                            .simd = &Calls::simd,
+                            .x87 = &Calls::x87};
+  stubs_ = emit_stubs(a, core, *state_, targets, this, host_has_avx());
+  cache_.append(a.bytes());
+  cache_.keep();
+}
+
+Translator::~Translator() = default;
+
+// ---- modes --------------------------------------------------------------------------------------
+
+/// 64-bit code, and 32-bit code in the flat segments that every system uses. The rest, and what is
+/// watched step by step, is left to the interpreter.
+bool Translator::mode_is_native() const noexcept {
+  const interp::DecodeMode& m = core_.decode_mode;
+  if (m.single || m.aligned) return false;
+  if (m.bits == 64) return true;
+  if (m.bits != 32 || !m.stack32 || m.checked || m.real) return false;
+  return (core_.segment_base[cpu::CS] | core_.segment_base[cpu::DS] | core_.segment_base[cpu::ES] |
+          core_.segment_base[cpu::SS]) == 0;
+}
+
+std::uint32_t Translator::mode_key() const noexcept {
+  return core_.decode_mode.key() | static_cast<std::uint32_t>(core_.data_mode) << 8;
+}
+
+std::uint64_t Translator::context() const noexcept {
+  // 26 bits of mode and PCID; generations are a few per system call and do not reach 2^38.
+  return core_.generation_ << 26 | static_cast<std::uint64_t>(core_.data_mode) << 24 |
+         core_.jump_context_;
+}
+
+void Translator::refresh() noexcept {
+  state_->context.store(context());
+  state_->pcid = core_.pcid;
+  if (core_.long_mode()) return;
+  for (unsigned n = 0; n < 2; ++n) {
+    const cpu::Segment& s = core_.arch.segment[cpu::FS + n];
+    // Present, writable, expand-up data (SDM 3A 3.4.5.1): only the limit is left to check.
+    const bool plain = !s.unusable() && (s.type() & 0xEU) == 2;
+    state_->segment_limit[n] = plain ? s.limit : 0;
+  }
+}
+
+// ---- running ------------------------------------------------------------------------------------
+
+bool Translator::run(Core& core) {
+  if (std::exchange(interpret_next_, false) || !mode_is_native()) return false;
+  refresh();
+  const std::uint64_t code = code_at_rip();
+  if (code == 0) return interpret_next_ ? (interpret_next_ = false) : true;
+  // attend() may have come before the context was stored.
+  if (core.attention_flags.load() != 0) {
+    core.leave(Leave::attention);
+    return true;
+  }
+  reinterpret_cast<void (*)(std::uint64_t)>(stubs_.enter)(code);
+  unload();
+  return true;
+}
+
+void Translator::attend() noexcept { state_->context.store(kNoContext); }
+
+std::uint64_t Translator::leave(Leave why) noexcept {
+  core_.leave(why);
+  return stubs_.leave;
+}
+
+std::uint64_t Translator::in_page(std::uint64_t offset) const noexcept {
+  return core_.wrap_ip(state_->page_va + offset);
+}
+
+std::uint64_t Translator::code_at_rip() {
+  const std::uint64_t va = core_.rip;
+  JumpEntry& e =
+      state_->jumps[(va ^ static_cast<std::uint32_t>(va) >> kPageShift) & (kJumpEntries - 1)];
+  state_->page_va = va & ~kPageMask;
+  if (e.va == va && e.context == context()) return e.code;
+  core_.recorded_ = Leave::look_up;
+  const std::byte* host = nullptr;
+  PA pa{};
+  do {
+    if (!core_.fetch_page(va, host, pa)) {
+      core_.leave(core_.recorded_);
+      return 0;
+    }
+  } while (!core_.blocks_.page_has_code(page_of(pa)) && !core_.claim_code(page_of(pa)));
+  std::uint64_t code = 0;
+  if (const TranslatedBlock* b = cache_.find(pa, mode_key()); b != nullptr) {
+    code = b->entry;
+  } else {
+    code = translate(va, pa, host);
+    if (code == 0) {
+      interpret_next_ = true;
+      core_.leave(Leave::look_up);
+      return 0;
+    }
+  }
+  // Fetching may have taken an invalidation in.
+  refresh();
+  e.va = va;
+  e.context = context();
+  e.code = code;
+  return code;
+}
+
+std::uint64_t Translator::translate(std::uint64_t va, PA pa, const std::byte* host) {
+  if (!cache_.has_room(kBlockRoom)) {
+    flush();
+    ++core_.generation_;
+  }
+  CodeView code{.bytes = reinterpret_cast<const std::uint8_t*>(host),
+                .available = static_cast<std::size_t>(kPageSize - (va & kPageMask)),
+                .page_offset = va & kPageMask,
+                .mode = core_.decode_mode,
+                .model = core_.env.model};
+  code.mode.single = false;
+  decode_region(code, region_);
+  if (region_.insns.empty()) return 0;  // the first instruction crosses into the next page
+  const EmitContext context{
+      .core = &core_, .state = state_.get(), .cache = &cache_, .stubs = &stubs_, .tlb = core_.dtlb};
+  Assembler a{cache_.cursor()};
+  Emitter emitter{context, code, region_, a};
+  if (!emitter.emit()) return 0;
+  const TranslatedBlock block{.pa = pa,
+                              .entry = static_cast<std::uint32_t>(cache_.cursor()),
+                              .key = mode_key(),
+                              .bytes = region_.bytes};
+  cache_.append(a.bytes());
+  cache_.insert(block);
+  ++stats_.blocks;
+  return block.entry;
+}
+
+// ---- what stubs ask for -------------------------------------------------------------------------
+
+std::uint64_t Translator::go_on(std::uint64_t va) {
+  core_.rip = va;
+  if (core_.attention_flags.load() != 0) return leave(Leave::attention);
+  const std::uint64_t code = code_at_rip();
+  if (code == 0) return stubs_.leave;
+  state_->context.store(context());
+  if (core_.attention_flags.load() != 0) return leave(Leave::attention);
+  return code;
+}
+
+std::uint64_t Translator::link(std::uint64_t offset, std::uint64_t field) {
+  const std::uint64_t flushes = cache_.flushes();
+  const std::uint64_t code = go_on(in_page(offset));
+  if (code != stubs_.leave && flushes == cache_.flushes()) cache_.patch_jump(field, code);
+  return code;
+}
+
+std::uint64_t Translator::over_budget(std::uint64_t offset, std::uint64_t count) {
+  core_.budget += static_cast<std::int64_t>(count);
+  core_.rip = in_page(offset);
+  interpret_next_ = true;
+  return leave(Leave::attention);
+}
+
+void Translator::rewind(const Site& site) noexcept {
+  core_.budget += site.remaining;
+  core_.rip = in_page(site.page_offset);
+}
+
+std::uint64_t Translator::memory(std::uint64_t va, Site site) {
+  using Refill = Core::Refill;
+  if (site.aligned && (va & (site.size - 1U)) != 0) return interpret(site);
+  const std::uint64_t changes = cache_.changes();
+  const std::uint64_t places = core_.places();
+  const std::uint64_t generation = core_.generation_;
+  switch (core_.refill(va, site.size, site.write)) {
+    case Refill::filled:
+      if (changes == cache_.changes() && places == core_.places() &&
+          generation == core_.generation_) {
+        return site.resume;
+      }
+      rewind(site);
+      return go_on(core_.rip);
+    case Refill::refused:
+      rewind(site);
+      return leave(core_.recorded_);
+    case Refill::interpret:
+      break;
+  }
+  return interpret(site);
+}
+
+std::uint64_t Translator::interpret(const Site& site) {
+  rewind(site);
+  ++stats_.interpreted;
+  interpret_next_ = true;
+  core_.single_next_ = true;
+  return leave(Leave::look_up);
+}
+
+std::uint64_t Translator::steps(const Site& site) {
+  unload();
+  ++stats_.interpreted;
+  const std::uint64_t changes = cache_.changes();
+  const std::uint64_t generation = core_.generation_;
+  rewind(site);
+  core_.begin_instruction();
+  core_.recorded_ = Leave::look_up;
+  // A branch would go on into the interpreter's next block.
+  if (site.branches) core_.attention_flags.fetch_or(interp::attention::kBlock);
+  const interp::Uop* u = core_.enter(site.steps, core_.rip);
+  while (u != nullptr) u = u->fn(core_, u);
+  if (core_.leave_ != Leave::resume) return stubs_.leave;
+  if (!core_.long_mode()) {
+    // Loads of segment registers need not end a block.
+    if (!mode_is_native()) return leave(Leave::look_up);
+    refresh();
+  }
+  const std::int64_t left = site.remaining - 1;
+  if (core_.attention_flags.load() == 0 && changes == cache_.changes() &&
+      generation == core_.generation_ && core_.debug_hits == 0 && core_.budget >= left) {
+    core_.budget -= left;
+    return site.resume;
+  }
+  return leave(Leave::look_up);
+}
+
+// ---- vector and x87 state -----------------------------------------------------------------------
+
+namespace {
+
+constexpr std::uint32_t kMxcsrMasks = 0x1F80;
+constexpr std::uint16_t kFcwMasks = 0x3F;
+/// Control and status, tags and registers of an FXSAVE image; between them lie FOP, FIP and FDP,
+/// which would tell of the code cache (SDM 1 table 10-2).
+constexpr std::size_t kHeadBytes = 6, kRegistersAt = 32, kRegistersEnd = 160, kMxcsrAt = 24;
+
+struct alignas(16) FxImage {
+  std::array<std::byte, 512> bytes{};
+};
+
+}  // namespace
+
+void Translator::unload() noexcept {
+  state_->simd_live = kSimdInMemory;  // the stub has saved them
+  if (state_->x87_live == 0) return;
+  state_->x87_live = 0;
+  FxImage image;
+  asm volatile("fxsave64 %0\n\tfninit" : "=m"(image));
+  auto& legacy = core_.arch.vector.legacy;
+  std::copy_n(image.bytes.begin(), kHeadBytes, legacy.begin());
+  std::copy(image.bytes.begin() + kRegistersAt, image.bytes.begin() + kRegistersEnd,
+            legacy.begin() + kRegistersAt);
+}
+
+std::uint64_t Translator::load_simd(const Site& site, std::uint64_t level) {
+  const cpu::VcpuState& s = core_.arch;
+  constexpr std::uint64_t kSseAndAvx = 6;
+  // SDM 3A 2.5, 13.1; SDM 2A 2.4: whoever would be refused is left to the interpreter, which knows
+  // how, and so is who wants to hear of exceptions.
+  const bool sse = (s.cr0 & (cpu::cr0::EM | cpu::cr0::TS)) == 0 &&
+                   (s.cr4 & cpu::cr4::OSFXSR) != 0 && (s.vector.mxcsr & kMxcsrMasks) == kMxcsrMasks;
+  const bool avx =
+      sse && (s.cr4 & cpu::cr4::OSXSAVE) != 0 && (s.vector.xcr0 & kSseAndAvx) == kSseAndAvx;
+  const SimdLevel allowed = avx ? kSimdAvx : sse ? kSimdSse : kSimdInMemory;
+  if (allowed < level) return interpret(site);
+  state_->simd_live = allowed;
+  return site.resume;
+}
+
+std::uint64_t Translator::load_x87(const Site& site) {
+  const cpu::VcpuState& s = core_.arch;
+  FxImage image;
+  std::copy_n(s.vector.legacy.begin(), kHeadBytes, image.bytes.begin());
+  std::copy(s.vector.legacy.begin() + kRegistersAt, s.vector.legacy.begin() + kRegistersEnd,
+            image.bytes.begin() + kRegistersAt);
+  std::memcpy(image.bytes.data() + kMxcsrAt, &state_->host_mxcsr, sizeof state_->host_mxcsr);
+  std::uint16_t fcw = 0;
+  std::memcpy(&fcw, image.bytes.data(), sizeof fcw);
+  if ((s.cr0 & (cpu::cr0::EM | cpu::cr0::TS)) != 0 || (fcw & kFcwMasks) != kFcwMasks) {
+    return interpret(site);
+  }
+  asm volatile("fxrstor64 %0"
+               :
+               : "m"(image)
+               : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+                 "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+  state_->x87_live = 1;
+  return site.resume;
+}
+
+// ---- code that goes -----------------------------------------------------------------------------
+
+std::size_t Translator::drop(PA pa, std::uint64_t length) noexcept {
+  return cache_.drop(pa, length, stubs_.go_in_page);
+}
+
+void Translator::flush() noexcept {
+  cache_.flush();
+  ++stats_.flushes;
+}
+
+std::size_t Translator::bytes() const noexcept { return cache_.bytes() + sizeof(NativeState); }
+
+void Translator::add_to(engine::VcpuStats& stats) const noexcept {
+  stats.blocks_translated = stats_.blocks;
+  stats.code_flushes = stats_.flushes;
+  stats.interpreted = stats_.interpreted;
+}
+
+std::unique_ptr<Core> make_core(const interp::CoreEnvironment& environment) {
+  auto core = std::make_unique<Core>(environment);
+  if (!interp::is_low(core.get(), sizeof(Core))) return nullptr;
+  auto translator = std::make_unique<Translator>(*core, environment.code_cache_bytes);
+  if (!translator->usable()) return nullptr;
+  core->accelerate(std::move(translator));
+  return core;
+}
+
+}  // namespace strata::bt

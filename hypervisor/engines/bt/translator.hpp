@@ -1,0 +1,84 @@
+// The binary translator as a Core's accelerator: finds, makes and runs translated blocks, and is
+// what their stubs call.
+#pragma once
+
+#include <memory>
+
+#include "engines/bt/code_cache.hpp"
+#include "engines/bt/emitter.hpp"
+#include "engines/bt/native_state.hpp"
+#include "engines/bt/region.hpp"
+#include "engines/interp/accelerator.hpp"
+#include "engines/interp/core.hpp"
+
+namespace strata::bt {
+
+/// What a translator counts; relaxed snapshots are taken with the Core's.
+struct TranslatorStats {
+  std::uint64_t blocks = 0;       ///< translated
+  std::uint64_t flushes = 0;      ///< of the whole code cache
+  std::uint64_t interpreted = 0;  ///< instructions that went to the interpreter
+};
+
+class Translator final : public interp::Accelerator {
+ public:
+  /// `core` outlives it and lies in low memory. No code cache (usable() false) if the host refuses
+  /// executable memory below 2 GiB.
+  Translator(interp::Core& core, std::size_t code_bytes);
+  ~Translator() override;
+
+  [[nodiscard]] bool usable() const noexcept { return cache_.size() != 0; }
+
+  bool run(interp::Core& core) override;
+  std::size_t drop(PA pa, std::uint64_t length) noexcept override;
+  [[nodiscard]] bool has_code(PPN ppn) const noexcept override { return cache_.has_code(ppn); }
+  void flush() noexcept override;
+  void attend() noexcept override;
+  [[nodiscard]] std::size_t bytes() const noexcept override;
+  void add_to(engine::VcpuStats& stats) const noexcept override;
+
+ private:
+  struct Calls;  ///< the functions that stubs call
+
+  [[nodiscard]] bool mode_is_native() const noexcept;
+  [[nodiscard]] std::uint32_t mode_key() const noexcept;
+  [[nodiscard]] std::uint64_t context() const noexcept;
+  /// Brings what translated code reads of the Core's state up to date.
+  void refresh() noexcept;
+  /// Code for core.rip, translated if need be; 0: the Core's leave_ says why not.
+  std::uint64_t code_at_rip();
+  std::uint64_t translate(std::uint64_t va, PA pa, const std::byte* host);
+  /// Guest code goes on at `va`: where in host code.
+  std::uint64_t go_on(std::uint64_t va);
+  std::uint64_t leave(interp::Leave why) noexcept;
+  [[nodiscard]] std::uint64_t in_page(std::uint64_t offset) const noexcept;
+  /// Takes back what the head of the block counted for the instructions from `site` on.
+  void rewind(const Site& site) noexcept;
+
+  std::uint64_t link(std::uint64_t offset, std::uint64_t field);
+  std::uint64_t over_budget(std::uint64_t offset, std::uint64_t count);
+  std::uint64_t memory(std::uint64_t va, Site site);
+  std::uint64_t steps(const Site& site);
+  std::uint64_t interpret(const Site& site);
+  std::uint64_t load_simd(const Site& site, std::uint64_t level);
+  std::uint64_t load_x87(const Site& site);
+  /// Vector and x87 state to memory, for code that may look at it.
+  void unload() noexcept;
+
+  struct LowMemoryDelete {
+    void operator()(NativeState* p) const noexcept;
+  };
+
+  interp::Core& core_;
+  std::unique_ptr<NativeState, LowMemoryDelete> state_;
+  CodeCache cache_;
+  Stubs stubs_{};
+  Region region_;
+  bool interpret_next_ = false;  ///< the next block is the interpreter's
+  TranslatorStats stats_;
+};
+
+/// A Core that translates, or, where the host refuses what that needs, null.
+[[nodiscard]] std::unique_ptr<interp::Core> make_core(const interp::CoreEnvironment& environment);
+
+}  // namespace strata::bt
