@@ -1,14 +1,14 @@
 // strata run: one VM in this process.
 #include <fmt/format.h>
 
-#include <fstream>
 #include <iostream>
 #include <memory>
 #include <optional>
-#include <sstream>
+#include <span>
 
 #include "cli/commands.hpp"
 #include "cli/save_signal.hpp"
+#include "host/output_file.hpp"
 #include "vmm/capabilities.hpp"
 #include "vmm/console.hpp"
 #include "vmm/vm.hpp"
@@ -69,20 +69,43 @@ int usage_error(const std::string& message) {
   return kUsageError;
 }
 
-bool write_stats(vmm::Vm& vm, const vmm::VmConfig& config) {
-  const std::string& path = config.stats;
+void note(std::string_view remark) {
+  if (!remark.empty()) std::cerr << "strata run: note: " << remark << '\n';
+}
+
+/// Now: when they are written, the process can open files no more.
+Expected<std::optional<host::OutputFile>, host::HostError> open_stats(const std::string& path) {
+  if (path.empty()) return std::optional<host::OutputFile>{};
+  auto file = host::OutputFile::open(path);
+  if (!file) return Unexpected{file.error()};
+  return std::optional{std::move(*file)};
+}
+
+bool write_stats(vmm::Vm& vm, const vmm::VmConfig& config, host::OutputFile file) {
   nlohmann::json stats = vm.stats();
   if (config.clock != "host" || !config.record.empty() || !config.load.empty()) {
     // What two exact runs have in common.
     const auto sum = vm.memory_checksum();
     stats["memory_checksum"] = sum ? fmt::format("{:016x}", *sum) : "none";
   }
-  std::ofstream file{path};
-  file << stats.dump(2) << '\n';
-  file.close();
-  if (file) return true;
-  std::cerr << "strata run: --stats: cannot write " << path << '\n';
+  const std::string text = stats.dump(2) + '\n';
+  file.restart();
+  file.write(std::as_bytes(std::span{text}));
+  if (file.finish()) return true;
+  std::cerr << "strata run: --stats: cannot write " << file.path() << '\n';
   return false;
+}
+
+/// How it ended, where that is not as the guest wished.
+void report(const vmm::Outcome& outcome, const vmm::Vm& vm) {
+  if (outcome.ending != vmm::Ending::power_off) {
+    std::cerr << fmt::format("strata run: the VM ended by {}{}{}\n", name_of(outcome.ending),
+                             outcome.detail.empty() ? "" : ": ", outcome.detail);
+  }
+  if (outcome.ending == vmm::Ending::triple_fault ||
+      outcome.ending == vmm::Ending::internal_error) {
+    std::cerr << vm.vcpu_state();
+  }
 }
 
 int run(const RunOptions& options) {
@@ -90,32 +113,20 @@ int run(const RunOptions& options) {
   if (!config) return usage_error(config.error().message);
   auto console = vmm::Console::open(config->serial);
   if (!console) return usage_error(console.error().message);
-  if (!config->stats.empty()) {
-    // Find out now, not after an hour's run.
-    if (!std::ofstream{config->stats, std::ios::app}) {
-      return usage_error("--stats: cannot write " + config->stats);
-    }
-  }
+  auto stats = open_stats(config->stats);
+  if (!stats) return usage_error("--stats: " + stats.error().message);
   SaveSignal signal;  // before the VM's threads, which inherit what it blocks
   auto vm = vmm::Vm::create(*config, **console);
   if (!vm) return usage_error(vm.error().message);
-  if (const auto remark = (*vm)->remark(); !remark.empty()) {
-    std::cerr << "strata run: note: " << remark << '\n';
-  }
+  note((*vm)->remark());
+  (*vm)->start();
   (*console)->start_input((*vm)->serial(), [&] { (*vm)->stop(vmm::Ending::quit); });
   if (!config->save.empty()) signal.start([&] { (*vm)->request_save(); });
   const vmm::Outcome outcome = (*vm)->run();
   signal.stop();
   (*console)->stop_input();
-  if (outcome.ending != vmm::Ending::power_off) {
-    std::cerr << fmt::format("strata run: the VM ended by {}{}{}\n", name_of(outcome.ending),
-                             outcome.detail.empty() ? "" : ": ", outcome.detail);
-  }
-  if (outcome.ending == vmm::Ending::triple_fault ||
-      outcome.ending == vmm::Ending::internal_error) {
-    std::cerr << (*vm)->vcpu_state();
-  }
-  const bool written = config->stats.empty() || write_stats(**vm, *config);
+  report(outcome, **vm);
+  const bool written = !*stats || write_stats(**vm, *config, std::move(**stats));
   return written ? vmm::exit_code(outcome) : 1;
 }
 

@@ -235,8 +235,11 @@ int make_timer() {
 
 }  // namespace
 
-TimerService::TimerService(Clock& clock)
-    : clock_{clock}, timer_fd_{make_timer()}, thread_{[this] { work(); }} {}
+TimerService::TimerService(Clock& clock) : clock_{clock}, timer_fd_{make_timer()} {}
+
+void TimerService::start() {
+  thread_ = std::thread{[this] { work(); }};
+}
 
 TimerService::~TimerService() {
   stop_ = true;
@@ -245,7 +248,7 @@ TimerService::~TimerService() {
     programmed_ = 0;
     program(0);
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
   close(timer_fd_);
 }
 

@@ -156,10 +156,13 @@ class TimerQueue {
 /// after the devices that use it.
 class TimerService final : public Timers {
  public:
-  /// Starts the thread. `clock` is one whose now() runs at CLOCK_MONOTONIC's rate. Throws
-  /// std::system_error if the host has no timer descriptor or thread left.
+  /// `clock` is one whose now() runs at CLOCK_MONOTONIC's rate. Throws std::system_error if the
+  /// host has no timer descriptor left.
   explicit TimerService(Clock& clock);
   ~TimerService() override;
+  /// Starts the thread; what was armed before fires from then on. Once. Throws std::system_error if
+  /// the host has no thread left.
+  void start();
   Id add(Callback callback) override;
   void arm(Id id, Nanoseconds deadline) override;
   void cancel(Id id) override;

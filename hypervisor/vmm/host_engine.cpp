@@ -27,6 +27,7 @@ class KvmEngine final : public HostEngine {
     if (!vcpu) return bad(vcpu.error());
     return std::move(*vcpu);
   }
+  void start() override { machine_->start(); }
   const std::string& remark() const noexcept override { return remark_; }
   nlohmann::json details() const override {
     const kvm::WindowStats s = machine_->window().stats();

@@ -38,6 +38,8 @@ class HostEngine {
   /// vCPU `id`, with the APIC id of that number.
   [[nodiscard]] virtual Expected<std::unique_ptr<engine::Vcpu>, ConfigError> make_vcpu(
       VcpuId id, engine::InterruptSource& interrupts) = 0;
+  /// Starts its threads. Before a vCPU runs, once.
+  virtual void start() = 0;
   /// What works only in part on this host; empty: nothing.
   [[nodiscard]] virtual const std::string& remark() const noexcept = 0;
   /// What it counts, for --stats.

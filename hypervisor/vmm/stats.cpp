@@ -1,9 +1,6 @@
 // What a run cost, as JSON: the program's own counters and what the host kernel says.
 #include <fmt/format.h>
 
-#include <fstream>
-#include <sstream>
-
 #include "vmm/vm.hpp"
 
 namespace strata::vmm {
@@ -11,47 +8,6 @@ namespace strata::vmm {
 namespace {
 
 using nlohmann::json;
-
-/// Sums of /proc/self/smaps by kind of mapping, in bytes.
-struct Mappings {
-  std::uint64_t resident = 0;
-  std::uint64_t guest = 0;
-  std::uint64_t binary = 0;
-};
-
-Mappings read_mappings(const std::string& guest_name) {
-  Mappings sums;
-  std::ifstream smaps{"/proc/self/smaps"};
-  std::string line;
-  bool guest = false;
-  bool binary = false;
-  while (std::getline(smaps, line)) {
-    // A mapping starts with "start-end perms offset dev inode [path]"; its fields have a colon.
-    const auto first_space = line.find(' ');
-    if (first_space != std::string::npos && line.find('-') < first_space &&
-        line[first_space - 1] != ':') {
-      guest = line.find(guest_name) != std::string::npos;
-      binary = !guest && line.find(" /") != std::string::npos &&
-               line.find("memfd:") == std::string::npos;
-      continue;
-    }
-    if (line.rfind("Rss:", 0) != 0) continue;
-    const std::uint64_t bytes = std::stoull(line.substr(4)) * 1024;
-    sums.resident += bytes;
-    if (guest) sums.guest += bytes;
-    if (binary) sums.binary += bytes;
-  }
-  return sums;
-}
-
-std::uint64_t status_kib(std::string_view key) {
-  std::ifstream status{"/proc/self/status"};
-  std::string line;
-  while (std::getline(status, line)) {
-    if (line.rfind(key, 0) == 0) return std::stoull(line.substr(key.size() + 1));
-  }
-  return 0;
-}
 
 json exits_json(const ExitCounts& exits) {
   json out = json::object();
@@ -156,11 +112,11 @@ json devices_json(const Platform& platform) {
 }  // namespace
 
 Overhead Vm::overhead() const {
-  const Mappings m = read_mappings("memfd:strata-vm");
+  const host::OwnMemory::Mappings m = own_memory_.mappings("memfd:strata-vm");
   return {.resident = m.resident,
           .guest_mapped = m.guest,
           .guest_pages = segment_->resident_bytes(),
-          .page_tables = status_kib("VmPTE:") * 1024,
+          .page_tables = own_memory_.page_table_bytes(),
           .binary = m.binary};
 }
 

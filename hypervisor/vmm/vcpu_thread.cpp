@@ -33,6 +33,14 @@ void VcpuThread::start() {
   thread_ = std::thread{[this] { work(); }};
 }
 
+void VcpuThread::release() {
+  {
+    const std::lock_guard guard{lock_};
+    released_ = true;
+  }
+  changed_.notify_all();
+}
+
 void VcpuThread::join() {
   if (thread_.joinable()) thread_.join();
 }
@@ -74,7 +82,13 @@ void VcpuThread::post_startup(std::uint8_t vector) {
 
 // ---- the vCPU's thread --------------------------------------------------------------------------
 
+void VcpuThread::wait_for_release() {
+  std::unique_lock guard{lock_};
+  changed_.wait(guard, [this] { return released_ || requests_.stop; });
+}
+
 void VcpuThread::work() {
+  wait_for_release();
   try {
     while (take_requests()) {
       if (waits_for_startup_) {

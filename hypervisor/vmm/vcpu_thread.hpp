@@ -77,8 +77,10 @@ class VcpuThread {
   [[nodiscard]] bool waits_for_startup() const noexcept { return waits_for_startup_; }
   void set_waits_for_startup(bool waits) noexcept { waits_for_startup_ = waits; }
 
-  /// Starts the thread. Once. Throws std::system_error if the host has no thread left.
+  /// Starts the thread, which waits for release() before it runs the guest. Once. Throws
+  /// std::system_error if the host has no thread left.
   void start();
+  void release();
   /// The thread ends at the next instruction boundary. Any thread.
   void request_stop() noexcept;
   /// Waits for it to have ended.
@@ -109,6 +111,7 @@ class VcpuThread {
   void post_startup(std::uint8_t vector);
 
   void work();
+  void wait_for_release();
   bool take_requests();
   void reset_by_init();
   void sleep();
@@ -126,9 +129,10 @@ class VcpuThread {
   std::function<void()> poke_;
   replay::Recorder* recorder_ = nullptr;
 
-  std::mutex lock_;  ///< guards requests_; nothing is called under it
+  std::mutex lock_;  ///< guards requests_ and released_; nothing is called under it
   std::condition_variable changed_;
   Requests requests_;
+  bool released_ = false;
   std::thread thread_;  ///< last: it uses all of the above
 };
 

@@ -114,6 +114,7 @@ Expected<std::unique_ptr<Vm>, ConfigError> Vm::create(const VmConfig& config,
 
 Expected<void, ConfigError> Vm::build(devices::CharSink& sink) {
   if (!exact_) exact_ = std::make_unique<Exactness>();
+  if (auto done = open_save_file(); !done) return done;
   if (auto done = build_memory(); !done) return done;
   return build_engine(sink);
 }
@@ -268,21 +269,27 @@ bool Vm::write(PA pa, std::span<const std::byte> bytes) {
 
 // ---- running ----------------------------------------------------------------------------------
 
+void Vm::start() {
+  if (clocks_->instructions) exact_->wall = std::make_unique<Clocks>(0);
+  Clocks& host = exact_->wall ? *exact_->wall : *clocks_;
+  host.service->start();
+  if (host_engine_) host_engine_->start();
+  if (takes_turns()) return;
+  for (const auto& vcpu : vcpus_) vcpu->start();
+}
+
 Outcome Vm::run() {
   const devices::Nanoseconds start = clock_.now();
-  // The user's seconds are the host's, whatever the guest's clock does.
-  std::optional<Clocks> wall;
-  if (clocks_->instructions) wall.emplace(0);
-  Clocks& host = wall ? *wall : *clocks_;
+  Clocks& host = exact_->wall ? *exact_->wall : *clocks_;
   devices::Timer deadline{host.timers(), [this] { stop(Ending::timeout); }};
   if (config_.timeout_seconds > 0) {
     deadline.arm(host.clock().now() +
                  static_cast<devices::Nanoseconds>(config_.timeout_seconds * 1e9));
   }
-  if (clocks_->instructions || exact_->recorder || !config_.save.empty()) {
+  if (takes_turns()) {
     run_turns();
   } else {
-    for (const auto& vcpu : vcpus_) vcpu->start();
+    for (const auto& vcpu : vcpus_) vcpu->release();
     std::unique_lock guard{lock_};
     changed_.wait(guard, [this] { return outcome_.has_value(); });
   }

@@ -15,6 +15,7 @@
 #include "devices/serial8250.hpp"
 #include "engines/engine.hpp"
 #include "engines/interp/vcpu_group.hpp"
+#include "host/own_memory.hpp"
 #include "machine/frame_allocator.hpp"
 #include "machine/guest_memory.hpp"
 #include "machine/machine_memory.hpp"
@@ -74,7 +75,12 @@ class Vm final : private devices::MachineControl,
   /// XXH3 over the guest's memory; only after run(). Nothing: a page cannot be read.
   [[nodiscard]] std::optional<std::uint64_t> memory_checksum();
 
-  /// Runs until the guest or somebody else ends it. Once.
+  /// Starts every thread that the VM will have; none runs guest code before run(). Threads take
+  /// over what their creator may do, so that the process gives up privileges before this and
+  /// system calls, clone() among them, after it. Once. Throws std::system_error if the host has no
+  /// thread left.
+  void start();
+  /// Runs until the guest or somebody else ends it. Once, after start().
   Outcome run();
   /// Ends run() with `ending`; the first one wins. Any thread.
   void stop(Ending ending, std::uint32_t debug_value = 0);
@@ -124,6 +130,8 @@ class Vm final : private devices::MachineControl,
   void run_slice(VcpuThread& vcpu);
   void wait_for_request();
   void poke();
+  /// All vCPUs take turns on the thread that calls run().
+  [[nodiscard]] bool takes_turns() const;
   [[nodiscard]] bool has_ended() const;
   [[nodiscard]] std::uint64_t instructions_retired() const;
   Expected<void, ConfigError> start_recording();
@@ -137,10 +145,12 @@ class Vm final : private devices::MachineControl,
   Expected<void, ConfigError> write_state(replay::ChunkWriter& file);
   Expected<void, ConfigError> take_machine(const nlohmann::json& machine, bool with_devices,
                                            const std::string& path);
+  Expected<void, ConfigError> open_save_file();
   void save_now();
 
   const VmConfig config_;
   const boot::MemoryMap map_;
+  const host::OwnMemory own_memory_;
   std::string mmu_name_;
   std::unique_ptr<Clocks> clocks_;
   devices::Clock& clock_;

@@ -17,6 +17,10 @@ constexpr std::uint64_t kSlice = 50'000, kSliceAlone = 4'000'000;
 
 }  // namespace
 
+bool Vm::takes_turns() const {
+  return clocks_->instructions || exact_->recorder || !config_.save.empty();
+}
+
 bool Vm::has_ended() const {
   const std::lock_guard guard{lock_};
   return outcome_.has_value();
@@ -114,7 +118,9 @@ void Vm::poke() {
 // ---- recording ----------------------------------------------------------------------------------
 
 Expected<void, ConfigError> Vm::start_recording() {
-  auto file = replay::ChunkWriter::create(config_.record, replay::FileKind::recording);
+  auto output = host::OutputFile::open(config_.record);
+  if (!output) return Unexpected{ConfigError{"--record: " + output.error().message}};
+  auto file = replay::ChunkWriter::create(std::move(*output), replay::FileKind::recording);
   if (!file) return Unexpected{ConfigError{"--record: " + file.error().message}};
   exact_->record_file = std::move(*file);
   engine::RandomSource& random = clocks_->instructions

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "devices/instruction_clock.hpp"
+#include "host/output_file.hpp"
 #include "vmm/replay/chunk_file.hpp"
 #include "vmm/replay/event.hpp"
 #include "vmm/replay/player.hpp"
@@ -36,9 +37,12 @@ struct Vm::Exactness {
   replay::SeededRandom seeded;  ///< with a clock that counts instructions
   std::unique_ptr<replay::ChunkWriter> record_file;
   std::unique_ptr<replay::Recorder> recorder;
+  std::optional<host::OutputFile> save_file;
   std::unique_ptr<replay::ChunkReader> replay_file;
   std::unique_ptr<replay::EventReader> events;
   std::unique_ptr<replay::Player> player;
+  /// The host's time beside a guest clock that counts instructions: the user's seconds are those.
+  std::unique_ptr<Clocks> wall;
   std::atomic<bool> save_requested{false};
   /// Whose turn is next, and what is left of a slice that a save cut short (0: a whole one).
   std::size_t turn = 0;

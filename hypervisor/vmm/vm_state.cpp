@@ -176,6 +176,16 @@ void Vm::request_save() noexcept {
   for (const auto& vcpu : vcpus_) vcpu->vcpu().kick();
 }
 
+/// Before the VM runs, when the process can open files no more. What a file holds stays there until
+/// the VM is saved: it may be the one that is loaded.
+Expected<void, ConfigError> Vm::open_save_file() {
+  if (config_.save.empty()) return {};
+  auto file = host::OutputFile::open(config_.save);
+  if (!file) return bad("--save: " + file.error().message);
+  exact_->save_file = std::move(*file);
+  return {};
+}
+
 /// All vCPUs stand between instructions. The VM ends: two that go on from one state would be one
 /// machine twice.
 void Vm::save_now() {
@@ -185,7 +195,7 @@ void Vm::save_now() {
     vcpu->obey();
   }
   const auto save = [this]() -> Expected<void, ConfigError> {
-    auto file = replay::ChunkWriter::create(config_.save, replay::FileKind::state);
+    auto file = replay::ChunkWriter::create(std::move(*exact_->save_file), replay::FileKind::state);
     if (!file) return bad("--save: " + file.error().message);
     if (auto done = write_state(**file); !done) return done;
     (*file)->write_json(ChunkType::end, json::object());

@@ -47,14 +47,15 @@ Expected<std::unique_ptr<HostWindow>, KvmError> HostWindow::create(machine::P2mT
                                                                    std::vector<Slot> slots) {
   std::unique_ptr<HostWindow> window{new HostWindow{p2m, machine, std::move(slots)}};
   if (const auto done = window->reserve(); !done) return Unexpected{done.error()};
-  if (const auto done = window->start_pager(); !done) return Unexpected{done.error()};
+  if (const auto done = window->watch_slots(); !done) return Unexpected{done.error()};
   p2m.add_observer(*window);
+  window->observing_ = true;
   return window;
 }
 
 HostWindow::~HostWindow() {
+  if (observing_) p2m_.remove_observer(*this);
   if (!pager_.joinable()) return;
-  p2m_.remove_observer(*this);
   const std::uint64_t one = 1;
   if (::write(stop_.get(), &one, sizeof one) != sizeof one) std::abort();
   pager_.join();
@@ -75,7 +76,7 @@ Expected<void, KvmError> HostWindow::reserve() {
   return {};
 }
 
-Expected<void, KvmError> HostWindow::start_pager() {
+Expected<void, KvmError> HostWindow::watch_slots() {
   faults_ = open_userfaultfd();
   if (!faults_.valid()) return Unexpected{host_error("userfaultfd")};
   uffdio_api api{};
@@ -89,8 +90,11 @@ Expected<void, KvmError> HostWindow::start_pager() {
   }
   stop_ = machine::FileDescriptor{::eventfd(0, EFD_CLOEXEC)};
   if (!stop_.valid()) return Unexpected{host_error("eventfd")};
-  pager_ = std::thread{[this] { page(); }};
   return {};
+}
+
+void HostWindow::start() {
+  pager_ = std::thread{[this] { page(); }};
 }
 
 // ---- the P2M's edits --------------------------------------------------------------------------

@@ -55,6 +55,9 @@ class HostWindow final : public P2mObserver {
   [[nodiscard]] static Expected<std::unique_ptr<HostWindow>, KvmError> create(
       machine::P2mTable& p2m, MachineWindow machine, std::vector<Slot> slots);
   ~HostWindow() override;
+  /// Starts the pager's thread; until then whoever touches a page that is not there waits. Once.
+  /// Throws std::system_error if the host has no thread left.
+  void start();
 
   [[nodiscard]] const std::vector<Slot>& slots() const noexcept { return slots_; }
   /// Where guest-physical `pa` of a slot lies.
@@ -73,7 +76,7 @@ class HostWindow final : public P2mObserver {
   HostWindow(machine::P2mTable& p2m, MachineWindow machine, std::vector<Slot> slots) noexcept
       : p2m_{p2m}, machine_{machine}, slots_{std::move(slots)} {}
   Expected<void, KvmError> reserve();
-  Expected<void, KvmError> start_pager();
+  Expected<void, KvmError> watch_slots();
 
   void page();
   void serve(PPN ppn, bool write);
@@ -100,6 +103,7 @@ class HostWindow final : public P2mObserver {
   machine::HostMapping detached_;  ///< a bit a page: not its home, mapped for everything
   std::set<PPN> read_only_;        ///< mapped, but stores fail with EFAULT
   std::vector<Fault> closed_;      ///< what the P2M could not give
+  bool observing_ = false;         ///< constant once built
 
   std::atomic<std::uint64_t> served_{0}, vacated_{0}, downgrades_{0}, retries_{0};
   std::thread pager_;

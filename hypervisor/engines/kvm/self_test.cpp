@@ -94,6 +94,7 @@ class ProbeVm {
                         {{{PPN{0}, kRam >> kPageShift}}});
     if (!made) return Unexpected{made.error()};
     vm->kvm_ = std::move(*made);
+    vm->kvm_->start();
     auto added = vm->kvm_->add_vcpu(0, vm->interrupts);
     if (!added) return Unexpected{added.error()};
     vm->vcpu = std::move(*added);

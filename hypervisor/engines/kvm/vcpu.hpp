@@ -29,6 +29,9 @@ class Machine {
   [[nodiscard]] static Expected<std::unique_ptr<Machine>, KvmError> create(
       const VmEnvironment& environment, std::vector<Slot> slots);
 
+  /// Before a vCPU runs, once: starts the thread that gives the guest its pages.
+  void start() { window_->start(); }
+
   /// vCPU `id`, with the APIC id of that number. `interrupts` outlives it.
   [[nodiscard]] Expected<std::unique_ptr<engine::Vcpu>, KvmError> add_vcpu(
       unsigned id, engine::InterruptSource& interrupts);

@@ -41,6 +41,11 @@ Unexpected<FileError> fail(const std::string& path, const std::string& what) {
   return Unexpected{FileError{fmt::format("{}: {}", path, what)}};
 }
 
+template <class T>
+std::span<const std::byte> bytes_of(const T& value) {
+  return std::as_bytes(std::span{&value, 1});
+}
+
 bool read_exactly(std::istream& in, void* to, std::size_t size) {
   in.read(static_cast<char*>(to), static_cast<std::streamsize>(size));
   return static_cast<std::size_t>(in.gcount()) == size;
@@ -86,21 +91,20 @@ struct ChunkWriter::Compressor {
   std::unique_ptr<ZSTD_CCtx, decltype(&ZSTD_freeCCtx)> context{ZSTD_createCCtx(), &ZSTD_freeCCtx};
 };
 
-ChunkWriter::ChunkWriter(const std::string& path)
-    : path_{path},
-      file_{path, std::ios::binary | std::ios::trunc},
-      compressor_{std::make_unique<Compressor>()} {}
+ChunkWriter::ChunkWriter(host::OutputFile file)
+    : file_{std::move(file)}, compressor_{std::make_unique<Compressor>()} {}
 
 ChunkWriter::~ChunkWriter() = default;
 
-Result<std::unique_ptr<ChunkWriter>> ChunkWriter::create(const std::string& path, FileKind kind) {
-  std::unique_ptr<ChunkWriter> writer{new ChunkWriter{path}};
+Result<std::unique_ptr<ChunkWriter>> ChunkWriter::create(host::OutputFile file, FileKind kind) {
+  std::unique_ptr<ChunkWriter> writer{new ChunkWriter{std::move(file)}};
+  if (writer->compressor_->context == nullptr) {
+    return fail(writer->file_.path(), "cannot be compressed: the host has no memory");
+  }
   FileHeader header;
   header.kind = static_cast<std::uint8_t>(kind);
-  writer->file_.write(reinterpret_cast<const char*>(&header), sizeof header);
-  if (!writer->file_ || writer->compressor_->context == nullptr) {
-    return fail(path, "cannot be written");
-  }
+  writer->file_.restart();
+  writer->file_.write(bytes_of(header));
   return writer;
 }
 
@@ -110,7 +114,7 @@ void ChunkWriter::write(ChunkType type, std::span<const std::byte> bytes) {
       ZSTD_compressCCtx(compressor_->context.get(), packed_.data(), packed_.size(), bytes.data(),
                         bytes.size(), kCompressionLevel);
   if (ZSTD_isError(packed) != 0) {
-    file_.setstate(std::ios::failbit);
+    file_.fail();
     return;
   }
   const ChunkHeader header{.type = static_cast<std::uint8_t>(type),
@@ -118,9 +122,9 @@ void ChunkWriter::write(ChunkType type, std::span<const std::byte> bytes) {
                            .bytes = static_cast<std::uint32_t>(bytes.size()),
                            .packed = static_cast<std::uint32_t>(packed)};
   const std::uint64_t sum = checksum(header, std::span{packed_}.first(packed));
-  file_.write(reinterpret_cast<const char*>(&header), sizeof header);
-  file_.write(reinterpret_cast<const char*>(&sum), sizeof sum);
-  file_.write(reinterpret_cast<const char*>(packed_.data()), static_cast<std::streamsize>(packed));
+  file_.write(bytes_of(header));
+  file_.write(bytes_of(sum));
+  file_.write(std::span{packed_}.first(packed));
 }
 
 void ChunkWriter::write_json(ChunkType type, const nlohmann::json& value) {
@@ -129,9 +133,8 @@ void ChunkWriter::write_json(ChunkType type, const nlohmann::json& value) {
 }
 
 Result<void> ChunkWriter::finish() {
-  file_.close();
-  if (!file_) return fail(path_, "cannot be written: the disk may be full");
-  return {};
+  if (file_.finish()) return {};
+  return fail(file_.path(), "cannot be written: the disk may be full");
 }
 
 ChunkReader::ChunkReader(const std::string& path) : path_{path}, file_{path, std::ios::binary} {}

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "host/output_file.hpp"
 #include "mmu/expected.hpp"
 
 namespace strata::replay {
@@ -49,8 +50,8 @@ struct Chunk {
 /// One thread. Errors of writing are kept and come out of finish().
 class ChunkWriter {
  public:
-  /// Error: `path` cannot be written.
-  [[nodiscard]] static Result<std::unique_ptr<ChunkWriter>> create(const std::string& path,
+  /// Throws away what `file` holds. Error: the host has no memory.
+  [[nodiscard]] static Result<std::unique_ptr<ChunkWriter>> create(host::OutputFile file,
                                                                    FileKind kind);
   ~ChunkWriter();
   ChunkWriter(const ChunkWriter&) = delete;
@@ -63,9 +64,8 @@ class ChunkWriter {
 
  private:
   struct Compressor;
-  explicit ChunkWriter(const std::string& path);
-  const std::string path_;
-  std::ofstream file_;
+  explicit ChunkWriter(host::OutputFile file);
+  host::OutputFile file_;
   std::unique_ptr<Compressor> compressor_;
   std::vector<std::byte> packed_;
   std::uint32_t sequence_ = 0;

@@ -110,6 +110,7 @@ TEST(Timers, HandlesAreReused) {
 TEST(TimerService, FiresAndNeverEarly) {
   GuestClock clock;
   TimerService timers{clock};
+  timers.start();
   std::promise<Nanoseconds> fired;
   Timer timer{timers, [&] { fired.set_value(clock.now()); }};
   const Nanoseconds deadline = clock.now() + 2'000'000;
@@ -120,6 +121,7 @@ TEST(TimerService, FiresAndNeverEarly) {
 TEST(TimerService, AnEarlierTimerOvertakesALaterOne) {
   GuestClock clock;
   TimerService timers{clock};
+  timers.start();
   std::binary_semaphore fired{0};
   Timer late{timers, [] {}};
   Timer soon{timers, [&] { fired.release(); }};
@@ -135,6 +137,7 @@ TEST(TimerService, AnEarlierTimerOvertakesALaterOne) {
 TEST(TimerService, RemoveWaitsForTheCallback) {
   GuestClock clock;
   TimerService timers{clock};
+  timers.start();
   std::promise<void> entered;
   std::promise<void> leave;
   std::atomic<bool> finished = false;

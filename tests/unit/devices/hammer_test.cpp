@@ -237,6 +237,7 @@ TEST(Hammer, TimeThatLeapsByHours) {
 TEST(Hammer, ThreeVcpusAndATimerThread) {
   GuestClock clock;
   TimerService timers{clock};
+  timers.start();
   Machine machine{clock, timers};
   std::vector<std::thread> threads;
   for (unsigned vcpu = 0; vcpu < Machine::kVcpus; ++vcpu) {

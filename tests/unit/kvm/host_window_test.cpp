@@ -22,6 +22,7 @@ class KvmHostWindow : public testing::Test {
     auto made = HostWindow::create(m.p2m, m.window(), {{{PPN{0}, 16 << 8}}});
     if (!made) GTEST_SKIP() << made.error().message;
     window = std::move(*made);
+    window->start();
   }
 
   /// A load or store through the window. False: EFAULT.

@@ -68,6 +68,7 @@ class KvmVcpuTest : public testing::Test {
                                 {{{PPN{0}, 16 << 8}}, {{PPN{kRom >> kPageShift}, 1}, true}});
     if (!made) GTEST_SKIP() << made.error().message;
     vm = std::move(*made);
+    vm->start();
     auto added = vm->add_vcpu(0, interrupts);
     if (!added) GTEST_SKIP() << added.error().message;
     vcpu = std::move(*added);

@@ -32,7 +32,7 @@ std::string read_all(const std::string& path, FileKind kind, unsigned* chunks = 
 class ChunkFileTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    auto writer = ChunkWriter::create(file_.path(), FileKind::recording);
+    auto writer = ChunkWriter::create(test::output(file_.path()), FileKind::recording);
     ASSERT_TRUE(writer);
     std::vector<std::byte> noise(70'000);
     std::mt19937 rng{7};
@@ -109,7 +109,7 @@ TEST_F(ChunkFileTest, ForeignFilesAreRefusedByName) {
 }
 
 TEST(ChunkFile, AFullDiskIsNoticed) {
-  auto writer = ChunkWriter::create("/dev/full", FileKind::state);
+  auto writer = ChunkWriter::create(test::output("/dev/full"), FileKind::state);
   if (!writer) return;  // noticed already
   (*writer)->write(ChunkType::memory, std::vector<std::byte>(1 << 20, std::byte{1}));
   EXPECT_FALSE((*writer)->finish());

@@ -48,7 +48,7 @@ std::vector<Event> random_events(unsigned count) {
 TEST(Events, WhatGoesInComesOut) {
   const test::TemporaryFile file;
   const std::vector<Event> events = random_events(20'000);
-  auto out = ChunkWriter::create(file.path(), FileKind::recording);
+  auto out = ChunkWriter::create(test::output(file.path()), FileKind::recording);
   ASSERT_TRUE(out);
   EventWriter writer{**out, 2};
   for (const Event& e : events) writer.write(e);
@@ -84,7 +84,7 @@ TEST(Events, NonsenseIsRefusedOrRead) {
   std::mt19937_64 rng{9};
   for (int i = 0; i < 200; ++i) {
     const test::TemporaryFile file;
-    auto out = ChunkWriter::create(file.path(), FileKind::recording);
+    auto out = ChunkWriter::create(test::output(file.path()), FileKind::recording);
     ASSERT_TRUE(out);
     std::vector<std::byte> noise(1 + rng() % 300);
     for (auto& b : noise) b = static_cast<std::byte>(rng());

@@ -80,7 +80,7 @@ class RecordReplayTest : public ::testing::Test {
 
   /// Runs the guest to its HLT.
   cpu::VcpuState record() {
-    auto file = ChunkWriter::create(file_.path(), FileKind::recording);
+    auto file = ChunkWriter::create(test::output(file_.path()), FileKind::recording);
     EXPECT_TRUE(file);
     FakeInterrupts interrupts;
     FakeTsc tsc;
@@ -142,7 +142,7 @@ class RecordReplayTest : public ::testing::Test {
     const test::TemporaryFile copy;
     {
       auto in = ChunkReader::open(file_.path(), FileKind::recording);
-      auto out = ChunkWriter::create(copy.path(), FileKind::recording);
+      auto out = ChunkWriter::create(test::output(copy.path()), FileKind::recording);
       ASSERT_TRUE(in && out);
       EventReader reader{**in, 1};
       EventWriter writer{**out, 1};

@@ -8,6 +8,9 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <utility>
+
+#include "host/output_file.hpp"
 
 namespace strata::replay::test {
 
@@ -38,5 +41,10 @@ class TemporaryFile {
  private:
   std::string path_;
 };
+
+/// Ends the program if `path` cannot be written.
+inline host::OutputFile output(const std::string& path) {
+  return std::move(host::OutputFile::open(path)).value();
+}
 
 }  // namespace strata::replay::test
