@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "cli/commands.hpp"
+#include "cli/confinement.hpp"
 #include "vmm/state_dump.hpp"
 #include "vmm/vm.hpp"
 
@@ -21,6 +22,7 @@ struct ReplayOptions {
   std::optional<std::uint64_t> until;
   std::uint64_t step = 0;
   bool dump_state = false;
+  bool sandbox = true;
 };
 
 /// The devices behind a replay say nothing.
@@ -38,16 +40,29 @@ void print_step(const engine::Vcpu& vcpu) {
   std::cout << '\n';
 }
 
+int usage_error(const std::string& message) {
+  std::cerr << "strata replay: " << message << '\n';
+  return kUsageError;
+}
+
+/// A recording is as hostile as the guest that it holds. Everything runs on this thread.
+Expected<void, host::HostError> confine(bool wanted) {
+  Confinement confinement{wanted};
+  if (const auto remark = confinement.remark(); !remark.empty()) {
+    std::cerr << "strata replay: note: " << remark << '\n';
+  }
+  if (auto done = confinement.enter(); !done) return done;
+  return confinement.filter_system_calls({});
+}
+
 int replay(const ReplayOptions& o) {
   vmm::VmConfig config;
   config.engine = o.engine;
   config.mmu = o.mmu;
   Silence sink;
   auto vm = vmm::Vm::create_replay(config, o.file, sink);
-  if (!vm) {
-    std::cerr << "strata replay: " << vm.error().message << '\n';
-    return kUsageError;
-  }
+  if (!vm) return usage_error(vm.error().message);
+  if (const auto done = confine(o.sandbox); !done) return usage_error(done.error().message);
   std::optional<std::uint64_t> until = o.until;
   if (!until && o.step != 0) until = (*vm)->replaying_vcpu().position().instructions;
   vmm::ReplayResult result = (*vm)->replay(until);
@@ -86,6 +101,7 @@ void add_replay_command(CLI::App& app, int& exit_code) {
   command->add_option("--until", options->until, "Stop at this instruction count");
   command->add_option("--step", options->step,
                       "From there on (or the start) print this many instructions' registers");
+  add_sandbox_option(*command, options->sandbox);
   command->add_flag("--dump-state", options->dump_state, "Print the vCPUs as they stopped");
   command->footer(std::string{kFooter});
   command->callback([options, &exit_code] { exit_code = replay(*options); });

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "cli/commands.hpp"
+#include "cli/confinement.hpp"
 #include "cli/save_signal.hpp"
 #include "host/output_file.hpp"
 #include "vmm/capabilities.hpp"
@@ -27,6 +28,7 @@ struct RunOptions {
   std::optional<double> timeout;
   std::optional<std::uint16_t> debug_exit_port;
   bool test_devices = false;
+  bool sandbox = true;
 };
 
 Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
@@ -81,8 +83,10 @@ Expected<std::optional<host::OutputFile>, host::HostError> open_stats(const std:
   return std::optional{std::move(*file)};
 }
 
-bool write_stats(vmm::Vm& vm, const vmm::VmConfig& config, host::OutputFile file) {
+bool write_stats(vmm::Vm& vm, const vmm::VmConfig& config, const Confinement& confinement,
+                 host::OutputFile file) {
   nlohmann::json stats = vm.stats();
+  stats["sandbox"] = confinement.report();
   if (config.clock != "host" || !config.record.empty() || !config.load.empty()) {
     // What two exact runs have in common.
     const auto sum = vm.memory_checksum();
@@ -119,14 +123,21 @@ int run(const RunOptions& options) {
   auto vm = vmm::Vm::create(*config, **console);
   if (!vm) return usage_error(vm.error().message);
   note((*vm)->remark());
+  Confinement confinement{options.sandbox};
+  note(confinement.remark());
+  // Privileges go before the VM's threads are made, which inherit them; system calls after.
+  if (const auto done = confinement.enter(); !done) return usage_error(done.error().message);
   (*vm)->start();
   (*console)->start_input((*vm)->serial(), [&] { (*vm)->stop(vmm::Ending::quit); });
   if (!config->save.empty()) signal.start([&] { (*vm)->request_save(); });
+  if (const auto done = confinement.filter_system_calls((*vm)->ioctls()); !done) {
+    return usage_error(done.error().message);
+  }
   const vmm::Outcome outcome = (*vm)->run();
   signal.stop();
   (*console)->stop_input();
   report(outcome, **vm);
-  const bool written = !*stats || write_stats(**vm, *config, std::move(**stats));
+  const bool written = !*stats || write_stats(**vm, *config, confinement, std::move(**stats));
   return written ? vmm::exit_code(outcome) : 1;
 }
 
@@ -167,6 +178,7 @@ void add_run_command(CLI::App& app, int& exit_code) {
                       "default,-pcid,+rdpid,vendor=AuthenticAMD [default]");
   command->add_option("--serial", options->serial,
                       "First serial port: stdio, null, or a file for its output [stdio]");
+  add_sandbox_option(*command, options->sandbox);
   command->add_option("--stats", options->stats, "Write counters and overhead to this JSON file");
   command->add_option("--timeout", options->timeout, "Stop after this many seconds [none]");
   command->add_option("--debug-exit-port", options->debug_exit_port,

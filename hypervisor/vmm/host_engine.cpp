@@ -28,6 +28,7 @@ class KvmEngine final : public HostEngine {
     return std::move(*vcpu);
   }
   void start() override { machine_->start(); }
+  std::vector<unsigned long> ioctls() const override { return kvm::Machine::ioctls(); }
   const std::string& remark() const noexcept override { return remark_; }
   nlohmann::json details() const override {
     const kvm::WindowStats s = machine_->window().stats();

@@ -5,6 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "boot/memory_map.hpp"
 #include "cpu/cpu_model.hpp"
@@ -40,6 +41,8 @@ class HostEngine {
       VcpuId id, engine::InterruptSource& interrupts) = 0;
   /// Starts its threads. Before a vCPU runs, once.
   virtual void start() = 0;
+  /// The requests of ioctl() that it makes while a vCPU runs.
+  [[nodiscard]] virtual std::vector<unsigned long> ioctls() const = 0;
   /// What works only in part on this host; empty: nothing.
   [[nodiscard]] virtual const std::string& remark() const noexcept = 0;
   /// What it counts, for --stats.

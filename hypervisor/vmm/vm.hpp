@@ -80,6 +80,10 @@ class Vm final : private devices::MachineControl,
   /// system calls, clone() among them, after it. Once. Throws std::system_error if the host has no
   /// thread left.
   void start();
+  /// The requests of ioctl() that it makes from then on, consoles apart.
+  [[nodiscard]] std::vector<unsigned long> ioctls() const {
+    return host_engine_ ? host_engine_->ioctls() : std::vector<unsigned long>{};
+  }
   /// Runs until the guest or somebody else ends it. Once, after start().
   Outcome run();
   /// Ends run() with `ending`; the first one wins. Any thread.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "engines/interp/host_thunk.hpp"
 #include "engines/interp/low_memory.hpp"
 #include "engines/interp/lower.hpp"
 #include "isa/decode.hpp"
@@ -35,6 +36,8 @@ Core::Core(const CoreEnvironment& environment)
       group_{environment.group == nullptr ? own_group_.get() : environment.group},
       blocks_{environment.block_cache_bytes, &StaleStep::run},
       jump_cache_(kJumpEntries) {
+  // Maps executable memory, which the process may not do once its guest runs (docs/sandbox.md).
+  (void)thunk_cache();
   group_->join(env.id, *this);
   env.flush_domain->add(*this);
   set_state(cpu::VcpuState{});

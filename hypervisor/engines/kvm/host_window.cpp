@@ -93,6 +93,11 @@ Expected<void, KvmError> HostWindow::watch_slots() {
   return {};
 }
 
+std::span<const unsigned long> HostWindow::ioctls() noexcept {
+  static constexpr std::array<unsigned long, 2> kRequests{UFFDIO_REGISTER, UFFDIO_WAKE};
+  return kRequests;
+}
+
 void HostWindow::start() {
   pager_ = std::thread{[this] { page(); }};
 }

@@ -23,6 +23,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -58,6 +59,9 @@ class HostWindow final : public P2mObserver {
   /// Starts the pager's thread; until then whoever touches a page that is not there waits. Once.
   /// Throws std::system_error if the host has no thread left.
   void start();
+
+  /// Requests of ioctl() that are made once created.
+  [[nodiscard]] static std::span<const unsigned long> ioctls() noexcept;
 
   [[nodiscard]] const std::vector<Slot>& slots() const noexcept { return slots_; }
   /// Where guest-physical `pa` of a slot lies.

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -41,6 +42,28 @@ constexpr unsigned long kGetXsave = _IOR(KVMIO, 0xa4, Xsave);
 constexpr unsigned long kSetXsave = _IOW(KVMIO, 0xa5, Xsave);
 
 }  // namespace
+
+std::span<const unsigned long> Processor::ioctls() noexcept {
+  static constexpr std::array<unsigned long, 18> kRequests{KVM_RUN,
+                                                           KVM_INTERRUPT,
+                                                           KVM_NMI,
+                                                           KVM_GET_REGS,
+                                                           KVM_SET_REGS,
+                                                           KVM_GET_SREGS,
+                                                           KVM_SET_SREGS,
+                                                           kGetXsave,
+                                                           kSetXsave,
+                                                           KVM_GET_XCRS,
+                                                           KVM_SET_XCRS,
+                                                           KVM_GET_DEBUGREGS,
+                                                           KVM_SET_DEBUGREGS,
+                                                           KVM_GET_VCPU_EVENTS,
+                                                           KVM_SET_VCPU_EVENTS,
+                                                           kGetMsrs,
+                                                           kSetMsrs,
+                                                           KVM_SET_DEVICE_ATTR};
+  return kRequests;
+}
 
 Expected<std::unique_ptr<Processor>, KvmError> Processor::create(
     const Device& device, const VmFile& vm, unsigned id,

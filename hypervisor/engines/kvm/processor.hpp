@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,9 @@ namespace strata::kvm {
 
 class Processor {
  public:
+  /// Requests of ioctl() that are made once created.
+  [[nodiscard]] static std::span<const unsigned long> ioctls() noexcept;
+
   [[nodiscard]] static Expected<std::unique_ptr<Processor>, KvmError> create(
       const Device& device, const VmFile& vm, unsigned id,
       const std::vector<kvm_cpuid_entry2>& cpuid);

@@ -428,6 +428,14 @@ Expected<std::unique_ptr<Machine>, KvmError> Machine::create(const VmEnvironment
       new Machine{environment, std::move(*device), std::move(*vm), std::move(*window)}};
 }
 
+std::vector<unsigned long> Machine::ioctls() {
+  std::vector<unsigned long> requests;
+  for (const auto part : {Processor::ioctls(), HostWindow::ioctls()}) {
+    requests.insert(requests.end(), part.begin(), part.end());
+  }
+  return requests;
+}
+
 Expected<std::unique_ptr<engine::Vcpu>, KvmError> Machine::add_vcpu(
     unsigned id, engine::InterruptSource& interrupts) {
   const cpu::DynamicState dynamic{.apic_id = id, .cpus = environment_.vcpus};

@@ -32,6 +32,9 @@ class Machine {
   /// Before a vCPU runs, once: starts the thread that gives the guest its pages.
   void start() { window_->start(); }
 
+  /// The requests of ioctl() that its vCPUs and its window make once all of them are created.
+  [[nodiscard]] static std::vector<unsigned long> ioctls();
+
   /// vCPU `id`, with the APIC id of that number. `interrupts` outlives it.
   [[nodiscard]] Expected<std::unique_ptr<engine::Vcpu>, KvmError> add_vcpu(
       unsigned id, engine::InterruptSource& interrupts);
