@@ -124,6 +124,8 @@ class Comparison:
             names = names[::max(1, len(names) // 3)][:3]
         kept = self.results["columns"][column.name]
         base = self.counters(column, [EMPTY])
+        if not base:
+            return  # this engine or build writes no counters
         kept["events_noise"] = difference(self.counters(column, [EMPTY]), base)
         for name in names:
             if name not in kept["failures"]:

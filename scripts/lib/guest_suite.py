@@ -9,7 +9,7 @@ import tempfile
 from console_session import ConsoleError, ConsoleSession
 from debian_guest import read_stats
 
-LINE = r"BENCH (\S+) (begin|end|failed)(?: (\S+))?\r?\n"
+LINE = r"BENCH (\S+) (begin|end|failed)(?: \w+=(\S+))?\r?\n"
 BOOT = "boot"  # not a test of the program: from the start of the VMM to the first line of init
 MEMORY_MIB = 512
 
@@ -68,8 +68,8 @@ class Run:
     def __init__(self):
         self.seconds, self.checksums, self.failures, self.stats = {}, {}, {}, None
 
-    def tried(self, name):
-        return name in self.seconds or name in self.failures
+    def untried(self, names):
+        return [n for n in names if n not in self.seconds and n not in self.failures]
 
 
 def run_suite(column, names, scale, timeout, report=lambda name, text: None):
@@ -80,12 +80,11 @@ def run_suite(column, names, scale, timeout, report=lambda name, text: None):
         error = _Session(column, left, scale, timeout, result, report).run()
         if not error:
             break
-        tried = [i for i, name in enumerate(left) if result.tried(name)]
-        if not tried:
-            result.failures.update({name: f"no start of the suite: {error}" for name in left})
-            report(left[0], f"and all others failed: {error}")
+        if len(result.untried(left)) == len(left):  # the suite did not begin
+            result.failures.update({name: error for name in left})
+            report("all tests", f"failed: {error}")
             break
-        left = left[tried[-1] + 1:]
+        left = result.untried(left)
     return result
 
 
@@ -94,22 +93,22 @@ class _Session:
 
     def __init__(self, column, names, scale, timeout, result, report):
         self.column, self.timeout, self.result, self.report = column, timeout, result, report
-        self.arguments = kernel_arguments(names, scale)
-        self.running = None  # the test between its two lines, and since when
-        self.since = 0.0
+        self.names, self.arguments = names, kernel_arguments(names, scale)
+        self.since = None  # when the running test began; None before the suite did
 
     def run(self):
-        """Returns the first line of what went wrong, if anything did."""
+        """Returns what went wrong, if anything did."""
         with tempfile.TemporaryDirectory() as scratch:
             stats = pathlib.Path(scratch) / "stats.json"
             session = ConsoleSession(self.column.command(self.arguments, stats))
             try:
                 self._follow(session)
                 return None
-            except ConsoleError as error:
-                reason = str(error).splitlines()[0]
-                if self.running:
-                    self._failed(self.running, reason)
+            except ConsoleError:
+                reason = self._reason(session)
+                # The test at fault may not have come to its first line.
+                if self.since is not None and self.result.untried(self.names):
+                    self._failed(self.result.untried(self.names)[0], reason)
                 return reason
             finally:
                 session.kill()
@@ -120,6 +119,7 @@ class _Session:
         booted, _ = session.expect_match(r"BENCH suite begin[^\n]*\n", max(self.timeout, 120))
         if self.column.kind != "native":
             self.result.seconds.setdefault(BOOT, booted)
+        self.since = booted
         while True:
             at, line = session.expect_match(LINE, self.timeout)
             if line[1] == "suite":
@@ -128,16 +128,21 @@ class _Session:
         # Counters are written at the end, so the end matters to those who want them only.
         session.finish(60)
 
+    def _reason(self, session):
+        """A hang or an end, and the console's last line: what a panic or an engine's error said."""
+        code = session.process.poll()
+        what = f"nothing for {self.timeout:g} s" if code is None else f"ended with exit code {code}"
+        lines = [line for line in session.text.split("\n") if line.strip()]
+        return f"{what}; console: {lines[-1].strip() if lines else 'empty'}"
+
     def _take(self, at, name, what, details):
         if what == "begin":
-            self.running, self.since = name, at
+            self.since = at
         elif what == "end":
-            self.running = None
             self.result.seconds[name] = at - self.since
             self.result.checksums[name] = details
             self.report(name, f"{at - self.since:.3f} s")
         else:
-            self.running = None
             self._failed(name, f"the test died: {details}")
 
     def _failed(self, name, reason):

@@ -139,7 +139,7 @@ def events_section(results, column):
 
 
 def failures_section(results):
-    rows = [[name, f"`{test}`", reason] for name, c in results.columns.items()
+    rows = [[name, f"`{test}`", reason.replace("|", "\\|")] for name, c in results.columns.items()
             for test, reason in c["failures"].items()]
     return ["## What failed\n", table(["column", "test", "why"], rows)] if rows else []
 
