@@ -271,7 +271,6 @@ std::uint64_t Translator::memory(std::uint64_t va, Site site) {
 std::uint64_t Translator::interpret(const Site& site) {
   rewind(site);
   ++stats_.interpreted;
-  interpret_next_ = true;
   core_.single_next_ = true;
   return leave(Leave::look_up);
 }
