@@ -61,7 +61,16 @@ std::size_t CodeCache::bucket(PA pa, std::uint32_t key) noexcept {
 
 const TranslatedBlock* CodeCache::find(PA pa, std::uint32_t key) const noexcept {
   const TranslatedBlock* b = buckets_[bucket(pa, key)];
-  while (b != nullptr && (b->pa != pa || b->key != key)) b = b->hash_next;
+  while (b != nullptr && (b->pa != pa || b->key != key || b->crosses)) b = b->hash_next;
+  return b;
+}
+
+const TranslatedBlock* CodeCache::find_crossing(PA pa, std::uint32_t key,
+                                                PPN second) const noexcept {
+  const TranslatedBlock* b = buckets_[bucket(pa, key)];
+  while (b != nullptr && (b->pa != pa || b->key != key || !b->crosses || b->second != second)) {
+    b = b->hash_next;
+  }
   return b;
 }
 
@@ -73,6 +82,7 @@ const TranslatedBlock* CodeCache::insert(const TranslatedBlock& block) {
   TranslatedBlock*& page = pages_[page_of(b.pa)];
   b.page_next = page;
   page = &b;
+  if (b.crosses) crossing_[b.second].push_back(&b);
   return &b;
 }
 
@@ -82,34 +92,70 @@ void CodeCache::unhash(const TranslatedBlock* block) noexcept {
   *link = block->hash_next;
 }
 
+void CodeCache::retire(TranslatedBlock* b, std::uint64_t stale) noexcept {
+  unhash(b);
+  // mov r10d, entry; jmp stale. Chains still lead here.
+  std::byte* at = writable_ + (b->entry - executable_);
+  const std::array<std::uint8_t, 2> opcode{0x41, 0xBA};
+  std::memcpy(at, opcode.data(), 2);
+  std::memcpy(at + 2, &b->entry, 4);
+  at[6] = std::byte{0xE9};
+  patch_jump(b->entry + 7, stale);
+  dropped_[b->entry] = static_cast<std::uint16_t>(b->pa.page_offset());
+}
+
+std::size_t CodeCache::drop_in_page(TranslatedBlock*& first, PA pa, PA end,
+                                    std::uint64_t stale) noexcept {
+  std::size_t dropped = 0;
+  TranslatedBlock** link = &first;
+  while (TranslatedBlock* b = *link) {
+    if (!(b->pa < end && pa < b->pa + b->bytes)) {
+      link = &b->page_next;
+      continue;
+    }
+    *link = b->page_next;
+    if (b->crosses) std::erase(crossing_[b->second], b);
+    retire(b, stale);
+    ++dropped;
+  }
+  return dropped;
+}
+
+/// They are few: whatever was written to the page's beginning, all of them go.
+std::size_t CodeCache::drop_crossing_into(PPN ppn, std::uint64_t stale) noexcept {
+  const auto found = crossing_.find(ppn);
+  if (found == crossing_.end()) return 0;
+  const std::vector<TranslatedBlock*> blocks = std::move(found->second);
+  crossing_.erase(found);
+  for (TranslatedBlock* b : blocks) {
+    const auto page = pages_.find(page_of(b->pa));
+    TranslatedBlock** link = &page->second;
+    while (*link != b) link = &(*link)->page_next;
+    *link = b->page_next;
+    if (page->second == nullptr) pages_.erase(page);
+    retire(b, stale);
+  }
+  return blocks.size();
+}
+
 std::size_t CodeCache::drop(PA pa, std::uint64_t length, std::uint64_t stale) noexcept {
+  constexpr std::uint64_t kLongestTail = 14;
   std::size_t dropped = 0;
   const PA end = pa + length;
   for (PPN ppn = page_of(pa); address_of(ppn) < end; ppn = ppn + 1) {
+    if (pa < address_of(ppn) + kLongestTail) dropped += drop_crossing_into(ppn, stale);
     const auto page = pages_.find(ppn);
     if (page == pages_.end()) continue;
-    TranslatedBlock** link = &page->second;
-    while (TranslatedBlock* b = *link) {
-      if (!(b->pa < end && pa < b->pa + b->bytes)) {
-        link = &b->page_next;
-        continue;
-      }
-      *link = b->page_next;
-      unhash(b);
-      ++dropped;
-      // mov r9d, page offset; jmp stale. Chains still lead here.
-      std::byte* at = writable_ + (b->entry - executable_);
-      const auto offset = static_cast<std::uint32_t>(b->pa.page_offset());
-      const std::array<std::uint8_t, 2> opcode{0x41, 0xB9};
-      std::memcpy(at, opcode.data(), 2);
-      std::memcpy(at + 2, &offset, 4);
-      at[6] = std::byte{0xE9};
-      patch_jump(b->entry + 7, stale);
-    }
+    dropped += drop_in_page(page->second, pa, end, stale);
     if (page->second == nullptr) pages_.erase(page);
   }
   if (dropped != 0) ++changes_;
   return dropped;
+}
+
+void CodeCache::redirect(std::uint32_t entry, std::uint64_t target) noexcept {
+  writable_[entry - executable_] = std::byte{0xE9};
+  patch_jump(entry + 1, target);
 }
 
 void CodeCache::flush() noexcept {
@@ -119,6 +165,8 @@ void CodeCache::flush() noexcept {
   blocks_.clear();
   buckets_.assign(kBuckets, nullptr);
   pages_.clear();
+  crossing_.clear();
+  dropped_.clear();
   sites_.clear();
   steps_.clear();
   step_bytes_ = 0;
@@ -136,7 +184,7 @@ interp::Block* CodeCache::add_steps(std::span<const interp::Uop> steps) {
 
 std::size_t CodeCache::bytes() const noexcept {
   return used_ + buckets_.size() * sizeof(void*) + blocks_.size() * sizeof(TranslatedBlock) +
-         pages_.size() * 64 + sites_.size() * sizeof(Site) + step_bytes_;
+         (pages_.size() + dropped_.size()) * 64 + sites_.size() * sizeof(Site) + step_bytes_;
 }
 
 }  // namespace strata::bt

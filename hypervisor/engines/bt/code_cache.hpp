@@ -19,8 +19,11 @@ namespace strata::bt {
 struct TranslatedBlock {
   PA pa{};                  ///< of the first byte
   std::uint32_t entry = 0;  ///< address of its host code
+  std::uint32_t chain = 0;  ///< where other code of its page may jump to
   std::uint32_t key = 0;    ///< mode it was translated for
   std::uint16_t bytes = 0;  ///< guest bytes covered
+  bool crosses = false;     ///< one instruction, that ends in `second`
+  PPN second{};
   TranslatedBlock* hash_next = nullptr;
   TranslatedBlock* page_next = nullptr;
 };
@@ -61,11 +64,22 @@ class CodeCache {
   void patch_jump(std::uint64_t field, std::uint64_t target) noexcept;
 
   [[nodiscard]] const TranslatedBlock* find(PA pa, std::uint32_t key) const noexcept;
+  /// The same for an instruction that goes on in `second`.
+  [[nodiscard]] const TranslatedBlock* find_crossing(PA pa, std::uint32_t key,
+                                                     PPN second) const noexcept;
   const TranslatedBlock* insert(const TranslatedBlock& block);
   /// Drops the blocks that overlap the bytes: each one's first instructions become
-  /// "go to `stale` with the block's page offset in R9". Returns how many.
+  /// "go to `stale` with the block's entry in R10". Returns how many.
   std::size_t drop(PA pa, std::uint64_t length, std::uint64_t stale) noexcept;
-  [[nodiscard]] bool has_code(PPN ppn) const noexcept { return pages_.contains(ppn); }
+  /// Of a dropped block: where in its page it began.
+  [[nodiscard]] std::uint16_t dropped_offset(std::uint32_t entry) const {
+    return dropped_.at(entry);
+  }
+  /// A dropped block goes straight to `target` from now on.
+  void redirect(std::uint32_t entry, std::uint64_t target) noexcept;
+  [[nodiscard]] bool has_code(PPN ppn) const noexcept {
+    return pages_.contains(ppn) || crossing_.contains(ppn);
+  }
   void flush() noexcept;
   /// Grows with every flush() and every drop() of something: code that was there may be gone.
   [[nodiscard]] std::uint64_t changes() const noexcept { return changes_; }
@@ -87,6 +101,10 @@ class CodeCache {
  private:
   static constexpr std::size_t kMaxSites = 1U << 20;
   [[nodiscard]] static std::size_t bucket(PA pa, std::uint32_t key) noexcept;
+  /// What is left of a block that is in no list any more.
+  void retire(TranslatedBlock* block, std::uint64_t stale) noexcept;
+  std::size_t drop_in_page(TranslatedBlock*& first, PA pa, PA end, std::uint64_t stale) noexcept;
+  std::size_t drop_crossing_into(PPN ppn, std::uint64_t stale) noexcept;
   void unhash(const TranslatedBlock* block) noexcept;
 
   std::size_t size_ = 0;
@@ -99,6 +117,9 @@ class CodeCache {
   std::deque<TranslatedBlock> blocks_;
   std::vector<TranslatedBlock*> buckets_;
   std::unordered_map<PPN, TranslatedBlock*> pages_;
+  /// Blocks whose second page is the key.
+  std::unordered_map<PPN, std::vector<TranslatedBlock*>> crossing_;
+  std::unordered_map<std::uint32_t, std::uint16_t> dropped_;
   std::vector<Site> sites_;
   std::vector<std::unique_ptr<std::byte[]>> steps_;
   std::size_t step_bytes_ = 0;

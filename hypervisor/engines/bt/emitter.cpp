@@ -10,16 +10,16 @@ Emitter::Emitter(const EmitContext& context, const CodeView& code, const Region&
       code_{code},
       region_{region},
       a_{a},
-      total_{static_cast<std::uint16_t>(region.insns.size())} {}
+      total_{static_cast<std::uint16_t>(region.count)} {}
 
 bool Emitter::emit() {
   head();
-  for (const Insn& i : region_.insns) {
+  for (const Insn& i : region_.insns()) {
     one(i);
     if (!good_) return false;
   }
   if (!ended_) {
-    const Insn& last = region_.insns.back();
+    const Insn& last = region_.insns().back();
     if (last.live_after != 0) spill_flags();
     go(end_of(last), false);
   }
@@ -30,6 +30,15 @@ bool Emitter::emit() {
     c.emit();
   }
   return true;
+}
+
+void Emitter::emit_detour() {
+  load_page_va(kT0, static_cast<std::int64_t>(code_.page_offset));
+  std::vector<std::size_t> misses;
+  look_up([&misses](std::size_t fixup) { misses.push_back(fixup); });
+  enter_found(kT0);
+  for (const std::size_t fixup : misses) a_.bind(fixup);
+  a_.jmp(c_.stubs->look_up);
 }
 
 /// Counts the block. At least eleven bytes, which CodeCache::drop() writes over.

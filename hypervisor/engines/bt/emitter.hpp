@@ -37,6 +37,9 @@ class Emitter {
   Emitter(const EmitContext& context, const CodeView& code, const Region& region, Assembler& a);
   /// Emits the whole region. False: something in it has no steps (an internal error).
   bool emit();
+  /// For an instruction in two pages: what code of the first page may jump to. The second page's
+  /// mapping decides what the instruction is, so it is looked up by VA each time.
+  void emit_detour();
 
  private:
   /// A host register for each guest register an instruction names.
@@ -56,7 +59,7 @@ class Emitter {
     return static_cast<std::uint16_t>(total_ - index_of(i));
   }
   [[nodiscard]] std::size_t index_of(const Insn& i) const noexcept {
-    return static_cast<std::size_t>(&i - region_.insns.data());
+    return static_cast<std::size_t>(&i - region_.insns().data());
   }
   std::uint32_t add_site(const Insn& i, bool write = false, unsigned size = 0);
   /// EFLAGS are about to be used for something else.

@@ -15,7 +15,7 @@ struct JumpEntry {
   std::uint64_t va = ~0ULL;
   std::uint64_t context = 0;
   std::uint64_t code = 0;
-  std::uint64_t unused = 0;
+  std::uint64_t chain = 0;  ///< what jumps within the page may be linked to
 };
 static_assert(sizeof(JumpEntry) == 32);
 inline constexpr std::size_t kJumpEntries = 4096;
@@ -50,8 +50,8 @@ struct Stubs {
   std::uint64_t enter = 0;       ///< called by C++: void(code)
   std::uint64_t leave = 0;       ///< back to the caller of `enter`; guest registers are saved
   std::uint64_t look_up = 0;     ///< go on at VA R9
-  std::uint64_t go_in_page = 0;  ///< go on at offset R9 of the current page
-  std::uint64_t link = 0;        ///< the same, and patch the jump field at R10
+  std::uint64_t stale = 0;       ///< the dropped block with its entry at R10 was entered
+  std::uint64_t link = 0;        ///< go on at offset R9 of the page, and patch the jump field at R10
   std::uint64_t attention = 0;   ///< offset R9 of the current page, after events
   std::uint64_t budget = 0;      ///< the block at page offset R9 counted R10 instructions too many
   std::uint64_t memory = 0;      ///< site R10 missed the TLB at VA R9

@@ -9,7 +9,6 @@
 namespace strata::bt {
 namespace {
 
-constexpr unsigned kMaxInstructions = 32;
 constexpr std::uint32_t kAll = cpu::rflags::ARITHMETIC;
 using isa::OpcodeClass;
 
@@ -322,7 +321,7 @@ std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset) {
   constexpr unsigned kLookAhead = 6;
   const auto start = static_cast<std::int64_t>(code.page_offset);
   const auto page_end = start + static_cast<std::int64_t>(code.available);
-  if (page_offset < 0 || page_offset >= page_end) return kAll;
+  if (code.crosses || page_offset < 0 || page_offset >= page_end) return kAll;
   CodeView there = code;
   there.bytes = code.bytes + (page_offset - start);
   there.available = static_cast<std::size_t>(page_end - page_offset);
@@ -344,29 +343,28 @@ std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset) {
 }
 
 void decode_region(const CodeView& code, Region& region) {
-  region.insns.resize(kMaxInstructions);
+  region.count = 0;
   region.bytes = 0;
   const ZydisDecoder decoder = isa::make_decoder(code.mode.bits, code.mode.stack32, *code.model);
-  unsigned count = 0;
   std::size_t at = 0;
-  while (count < kMaxInstructions && at < code.available) {
-    Insn& i = region.insns[count];
+  while (region.count < Region::kMaxInstructions && at < code.available) {
+    Insn& i = region.next();
     if (!decode_one(code, decoder, at, i)) break;
-    ++count;
+    ++region.count;
     at = std::min<std::size_t>(at + i.insn.length, code.available);
-    if (i.ends) break;
+    if (i.ends || code.crosses) break;
     // A loop's end: what follows is another block.
     if (i.kind == Kind::jcc && i.ops[0].imm.value.s < 0) break;
   }
-  region.insns.resize(count);
   region.bytes = static_cast<std::uint16_t>(at);
-  if (count == 0) return;
-  const Insn& last = region.insns.back();
+  const std::span<Insn> insns = region.insns();
+  if (insns.empty()) return;
+  const Insn& last = insns.back();
   const auto end = static_cast<std::int64_t>(code.page_offset + at);
   std::uint32_t live = last.ends ? kAll : flags_wanted_at(code, end);
   if (last.kind == Kind::jump) live = flags_wanted_at(code, end + last.ops[0].imm.value.s);
-  for (unsigned n = count; n-- > 0;) {
-    Insn& i = region.insns[n];
+  for (std::size_t n = insns.size(); n-- > 0;) {
+    Insn& i = insns[n];
     if (i.kind == Kind::jcc) {
       const auto next = static_cast<std::int64_t>(code.page_offset) + i.offset + i.insn.length;
       live |= flags_wanted_at(code, next + i.ops[0].imm.value.s);

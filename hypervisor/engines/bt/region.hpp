@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "cpu/cpu_model.hpp"
@@ -47,9 +48,19 @@ struct Insn {
 };
 
 /// A run of instructions in one page, from a block's first on, past conditional branches.
-struct Region {
-  std::vector<Insn> insns;
+class Region {
+ public:
+  static constexpr unsigned kMaxInstructions = 32;
+  [[nodiscard]] std::span<const Insn> insns() const noexcept { return {insns_.data(), count}; }
+  [[nodiscard]] std::span<Insn> insns() noexcept { return {insns_.data(), count}; }
+  /// Room for one more; it counts once `count` says so.
+  [[nodiscard]] Insn& next() noexcept { return insns_[count]; }
+  unsigned count = 0;
   std::uint16_t bytes = 0;
+
+ private:
+  /// Decoded instructions are large: made once and reused.
+  std::vector<Insn> insns_ = std::vector<Insn>(kMaxInstructions);
 };
 
 /// Where guest code is: its bytes up to the page's end, and how to read them.
@@ -59,6 +70,8 @@ struct CodeView {
   std::uint64_t page_offset = 0;
   interp::DecodeMode mode{};
   const cpu::CpuModel* model = nullptr;
+  /// The bytes are a copy, of an instruction that lies in two pages.
+  bool crosses = false;
 };
 
 /// Decodes into `region` (reused between calls). Empty: not even one instruction lies in the page.

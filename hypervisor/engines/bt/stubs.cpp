@@ -118,7 +118,7 @@ Stubs emit_stubs(Assembler& a, interp::Core& core, NativeState& state, const Stu
   s.enter = e.enter();
   s.leave = e.leave();
   s.look_up = e.call(targets.look_up);
-  s.go_in_page = e.call(targets.go_in_page);
+  s.stale = e.call(targets.stale);
   s.link = e.call(targets.link);
   s.attention = e.call(targets.attention);
   s.budget = e.call(targets.budget);

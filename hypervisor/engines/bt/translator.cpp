@@ -1,6 +1,7 @@
 #include "engines/bt/translator.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -32,8 +33,8 @@ struct Translator::Calls {
   static std::uint64_t look_up(void* p, std::uint64_t va, std::uint64_t /*b*/) {
     return self(p).go_on(va);
   }
-  static std::uint64_t go_in_page(void* p, std::uint64_t offset, std::uint64_t /*b*/) {
-    return self(p).go_on(self(p).in_page(offset));
+  static std::uint64_t stale(void* p, std::uint64_t /*a*/, std::uint64_t entry) {
+    return self(p).stale(static_cast<std::uint32_t>(entry));
   }
   static std::uint64_t link(void* p, std::uint64_t offset, std::uint64_t field) {
     return self(p).link(offset, field);
@@ -73,7 +74,7 @@ Translator::Translator(Core& core, std::size_t code_bytes)
   if (!usable()) return;
   Assembler a{cache_.cursor()};
   const StubTargets targets{.look_up = &Calls::look_up,
-                            .go_in_page = &Calls::go_in_page,
+                            .stale = &Calls::stale,
                             .link = &Calls::link,
                             .attention = &Calls::attention,
                             .budget = &Calls::budget,
@@ -108,7 +109,7 @@ std::uint32_t Translator::mode_key() const noexcept {
 
 std::uint64_t Translator::context() const noexcept {
   // 26 bits of mode and PCID; generations are a few per system call and do not reach 2^38.
-  return core_.generation_ << 26 | static_cast<std::uint64_t>(core_.data_mode) << 24 |
+  return core_.fetched_.generation(core_.cpl == 3) << 26 | static_cast<std::uint64_t>(core_.data_mode) << 24 |
          core_.jump_context_;
 }
 
@@ -152,66 +153,108 @@ std::uint64_t Translator::in_page(std::uint64_t offset) const noexcept {
   return core_.wrap_ip(state_->page_va + offset);
 }
 
-std::uint64_t Translator::code_at_rip() {
-  const std::uint64_t va = core_.rip;
-  JumpEntry& e =
-      state_->jumps[(va ^ static_cast<std::uint32_t>(va) >> kPageShift) & (kJumpEntries - 1)];
-  state_->page_va = va & ~kPageMask;
-  if (e.va == va && e.context == context()) return e.code;
-  core_.recorded_ = Leave::look_up;
-  const std::byte* host = nullptr;
-  PA pa{};
-  do {
-    if (!core_.fetch_page(va, host, pa)) {
-      core_.leave(core_.recorded_);
-      return 0;
-    }
-  } while (!core_.blocks_.page_has_code(page_of(pa)) && !core_.claim_code(page_of(pa)));
-  std::uint64_t code = 0;
-  if (const TranslatedBlock* b = cache_.find(pa, mode_key()); b != nullptr) {
-    code = b->entry;
-  } else {
-    code = translate(va, pa, host);
-    if (code == 0) {
-      interpret_next_ = true;
-      core_.leave(Leave::look_up);
-      return 0;
-    }
-  }
-  // Fetching may have taken an invalidation in.
-  refresh();
-  e.va = va;
-  e.context = context();
-  e.code = code;
-  return code;
+JumpEntry& Translator::jump_entry(std::uint64_t va) noexcept {
+  return state_->jumps[(va ^ va >> kPageShift) & (kJumpEntries - 1)];
 }
 
-std::uint64_t Translator::translate(std::uint64_t va, PA pa, const std::byte* host) {
-  if (!cache_.has_room(kBlockRoom)) {
-    flush();
-    ++core_.generation_;
-  }
-  CodeView code{.bytes = reinterpret_cast<const std::uint8_t*>(host),
-                .available = static_cast<std::size_t>(kPageSize - (va & kPageMask)),
-                .page_offset = va & kPageMask,
+std::uint64_t Translator::code_at_rip() {
+  const std::uint64_t va = core_.rip;
+  JumpEntry& e = jump_entry(va);
+  state_->page_va = va & ~kPageMask;
+  if (e.va == va && e.context == context()) return e.code;
+  const TranslatedBlock* b = block_at(va);
+  if (b == nullptr) return 0;
+  const bool user = core_.cpl == 3;
+  core_.fetched_.note(user, VA{va}, core_.tlb_.fetch_slot(user, VA{va}).pa_and_flags);
+  // Fetching may have taken an invalidation in.
+  refresh();
+  e = {.va = va, .context = context(), .code = b->entry, .chain = b->chain};
+  return b->entry;
+}
+
+/// The block at `va`. Null: the Core's leave_ says why.
+const TranslatedBlock* Translator::block_at(std::uint64_t va) {
+  core_.recorded_ = Leave::look_up;
+  CodeView code{.page_offset = va & kPageMask,
                 .mode = core_.decode_mode,
                 .model = core_.env.model};
   code.mode.single = false;
+  const std::byte* host = nullptr;
+  PA pa{};
+  if (!fetch(va, host, pa)) return nullptr;
+  if (const TranslatedBlock* b = cache_.find(pa, mode_key()); b != nullptr) return b;
+  make_room();
+  code.bytes = reinterpret_cast<const std::uint8_t*>(host);
+  code.available = static_cast<std::size_t>(kPageSize - (va & kPageMask));
   decode_region(code, region_);
-  if (region_.insns.empty()) return 0;  // the first instruction crosses into the next page
-  const EmitContext context{
-      .core = &core_, .state = state_.get(), .cache = &cache_, .stubs = &stubs_, .tlb = core_.dtlb};
+  if (region_.count == 0) return crossing_block_at(va, pa, code);
+  return translate(code, {.pa = pa, .key = mode_key(), .bytes = region_.bytes});
+}
+
+/// Instruction fetch, with the page claimed for code. False: the Core's leave_ says why.
+bool Translator::fetch(std::uint64_t va, const std::byte*& host, PA& pa) {
+  do {
+    if (!core_.fetch_page(va, host, pa)) {
+      core_.leave(core_.recorded_);
+      return false;
+    }
+  } while (!core_.blocks_.page_has_code(page_of(pa)) && !core_.claim_code(page_of(pa)));
+  return true;
+}
+
+const TranslatedBlock* Translator::crossing_block_at(std::uint64_t va, PA pa, CodeView code) {
+  const std::uint64_t next = core_.wrap_ip((va & ~kPageMask) + kPageSize);
+  const std::byte* host = nullptr;
+  PA second{};
+  const std::uint64_t generation = core_.generation_;
+  if (!fetch(next, host, second)) return nullptr;
+  const bool user = core_.cpl == 3;
+  core_.fetched_.note(user, VA{next}, core_.tlb_.fetch_slot(user, VA{next}).pa_and_flags);
+  // The second page's fetch was a quiescent point for the first: look at that again.
+  if (generation != core_.generation_ || !core_.blocks_.page_has_code(page_of(pa))) {
+    return block_at(va);
+  }
+  if (const auto* b = cache_.find_crossing(pa, mode_key(), page_of(second)); b != nullptr) return b;
+  std::array<std::uint8_t, 32> bytes{};
+  interp::guest::copy(bytes.data(), code.bytes, code.available);
+  interp::guest::copy(bytes.data() + code.available, host, 16);
+  code.bytes = bytes.data();
+  code.available += 16;
+  code.crosses = true;
+  decode_region(code, region_);
+  return translate(code, {.pa = pa,
+                          .key = mode_key(),
+                          .bytes = static_cast<std::uint16_t>(kPageSize - (va & kPageMask)),
+                          .crosses = true,
+                          .second = page_of(second)});
+}
+
+void Translator::make_room() {
+  if (cache_.has_room(kBlockRoom)) return;
+  flush();
+  core_.fetched_.flush_all();
+  ++core_.generation_;
+}
+
+const TranslatedBlock* Translator::translate(const CodeView& code, TranslatedBlock block) {
+  const EmitContext context{.core = &core_,
+                            .state = state_.get(),
+                            .cache = &cache_,
+                            .stubs = &stubs_,
+                            .tlb = core_.dtlb};
   Assembler a{cache_.cursor()};
   Emitter emitter{context, code, region_, a};
-  if (!emitter.emit()) return 0;
-  const TranslatedBlock block{.pa = pa,
-                              .entry = static_cast<std::uint32_t>(cache_.cursor()),
-                              .key = mode_key(),
-                              .bytes = region_.bytes};
+  block.chain = static_cast<std::uint32_t>(a.here());
+  if (block.crosses) emitter.emit_detour();
+  block.entry = static_cast<std::uint32_t>(a.here());
+  if (region_.count == 0 || !emitter.emit()) {
+    interpret_next_ = true;
+    core_.leave(Leave::look_up);
+    return nullptr;
+  }
   cache_.append(a.bytes());
-  cache_.insert(block);
   ++stats_.blocks;
-  return block.entry;
+  return cache_.insert(block);
 }
 
 // ---- what stubs ask for -------------------------------------------------------------------------
@@ -228,8 +271,25 @@ std::uint64_t Translator::go_on(std::uint64_t va) {
 
 std::uint64_t Translator::link(std::uint64_t offset, std::uint64_t field) {
   const std::uint64_t flushes = cache_.flushes();
-  const std::uint64_t code = go_on(in_page(offset));
-  if (code != stubs_.leave && flushes == cache_.flushes()) cache_.patch_jump(field, code);
+  const std::uint64_t va = in_page(offset);
+  const std::uint64_t code = go_on(va);
+  if (code != stubs_.leave && flushes == cache_.flushes()) {
+    cache_.patch_jump(field, jump_entry(va).chain);
+  }
+  return code;
+}
+
+/// A block that was dropped is entered once more. From then on it leads to its successor, which is
+/// code for the same guest bytes' place.
+std::uint64_t Translator::stale(std::uint32_t entry) {
+  const std::uint64_t va = in_page(cache_.dropped_offset(entry));
+  JumpEntry& e = jump_entry(va);
+  if (e.code == entry) e.va = ~0ULL;
+  const std::uint64_t flushes = cache_.flushes();
+  const std::uint64_t code = go_on(va);
+  if (code != stubs_.leave && flushes == cache_.flushes()) {
+    cache_.redirect(entry, jump_entry(va).chain);
+  }
   return code;
 }
 
@@ -369,7 +429,7 @@ std::uint64_t Translator::load_x87(const Site& site) {
 // ---- code that goes -----------------------------------------------------------------------------
 
 std::size_t Translator::drop(PA pa, std::uint64_t length) noexcept {
-  return cache_.drop(pa, length, stubs_.go_in_page);
+  return cache_.drop(pa, length, stubs_.stale);
 }
 
 void Translator::flush() noexcept {

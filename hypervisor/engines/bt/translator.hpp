@@ -47,7 +47,12 @@ class Translator final : public interp::Accelerator {
   void refresh() noexcept;
   /// Code for core.rip, translated if need be; 0: the Core's leave_ says why not.
   std::uint64_t code_at_rip();
-  std::uint64_t translate(std::uint64_t va, PA pa, const std::byte* host);
+  const TranslatedBlock* block_at(std::uint64_t va);
+  const TranslatedBlock* crossing_block_at(std::uint64_t va, PA pa, CodeView code);
+  bool fetch(std::uint64_t va, const std::byte*& host, PA& pa);
+  void make_room();
+  /// Emits region_ as `block`, whose addresses are filled in.
+  const TranslatedBlock* translate(const CodeView& code, TranslatedBlock block);
   /// Guest code goes on at `va`: where in host code.
   std::uint64_t go_on(std::uint64_t va);
   std::uint64_t leave(interp::Leave why) noexcept;
@@ -55,6 +60,8 @@ class Translator final : public interp::Accelerator {
   /// Takes back what the head of the block counted for the instructions from `site` on.
   void rewind(const Site& site) noexcept;
 
+  [[nodiscard]] JumpEntry& jump_entry(std::uint64_t va) noexcept;
+  std::uint64_t stale(std::uint32_t entry);
   std::uint64_t link(std::uint64_t offset, std::uint64_t field);
   std::uint64_t over_budget(std::uint64_t offset, std::uint64_t count);
   std::uint64_t memory(std::uint64_t va, Site site);

@@ -23,6 +23,17 @@ Block* BlockCache::find(PA pa, unsigned mode_key) const noexcept {
   return b;
 }
 
+bool BlockCache::any_code_in(const std::vector<PpnRange>& ranges) const noexcept {
+  constexpr std::uint64_t kFew = 64;
+  for (const PpnRange& range : ranges) {
+    if (range.count > kFew) return true;
+    for (std::uint64_t i = 0; i < range.count; ++i) {
+      if (page_has_code(range.first + i)) return true;
+    }
+  }
+  return false;
+}
+
 Block* BlockCache::allocate(std::size_t steps) noexcept {
   const std::size_t needed = (sizeof(Block) + steps * sizeof(Uop) + 15) & ~std::size_t{15};
   if (used_ + needed > size_) return nullptr;

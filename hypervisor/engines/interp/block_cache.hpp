@@ -10,6 +10,7 @@
 
 #include "engines/interp/uop.hpp"
 #include "mmu/address.hpp"
+#include "mmu/flush.hpp"
 
 namespace strata::interp {
 
@@ -28,6 +29,8 @@ class BlockCache {
   void insert(Block* block);
 
   [[nodiscard]] bool page_has_code(PPN ppn) const noexcept { return pages_.contains(ppn); }
+  /// May say yes where there is none.
+  [[nodiscard]] bool any_code_in(const std::vector<PpnRange>& ranges) const noexcept;
   /// From now on the page counts as having code, though no block has been inserted yet.
   void claim(PPN ppn) { pages_.try_emplace(ppn, nullptr); }
   /// Drops the blocks that overlap the bytes. Returns how many; a page left without blocks no

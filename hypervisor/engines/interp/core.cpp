@@ -430,6 +430,7 @@ void Core::flush_blocks() {
   blocks_.for_each_page([this](PPN ppn) { group_->code_pages.release_code(ppn, env.id); });
   blocks_.flush();
   if (accelerator_) accelerator_->flush();
+  fetched_.flush_all();
   ++generation_;
 }
 

@@ -146,15 +146,19 @@ void Core::flush_tlb(FlushScope scope, std::uint16_t which_pcid, VA va) {
   switch (scope) {
     case FlushScope::address:
       tlb_.flush_page(va, which_pcid);
+      fetched_.flush_page(va);
       break;
     case FlushScope::pcid:
       tlb_.flush_pcid(which_pcid, false, true);
+      fetched_.flush_non_global();
       break;
     case FlushScope::all_non_global:
       tlb_.flush_pcid(0, true, true);
+      fetched_.flush_non_global();
       break;
     case FlushScope::all:
       tlb_.flush_all();
+      fetched_.flush_all();
       break;
   }
   ++generation_;
@@ -164,6 +168,7 @@ void Core::flush_tlb(FlushScope scope, std::uint16_t which_pcid, VA va) {
 
 void Core::flush_page(VA va) {
   tlb_.flush_page(va, pcid);
+  fetched_.flush_page(va);
   ++generation_;
   ++counters.tlb_flushes;
   env.mmu->invalidate_page(env.id, va);
@@ -173,6 +178,7 @@ void Core::rights_changed() {
   // The Mmu keeps what it has: its tables hold the guest's bits, and rights are a function of those
   // and the context. This TLB holds the answers of that function.
   tlb_.flush_all();
+  fetched_.flush_all();
   ++generation_;
   update_derived();
 }

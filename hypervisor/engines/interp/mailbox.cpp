@@ -109,7 +109,10 @@ bool Core::process_invalidations() noexcept {
   } else if (!what.ranges.empty()) {
     tlb_.flush_physical(what.ranges);
   }
-  if (what.all || !what.ranges.empty()) ++generation_;
+  if (what.all || !what.ranges.empty()) {
+    ++generation_;
+    if (what.all || blocks_.any_code_in(what.ranges)) fetched_.flush_all();
+  }
   ++places_;
   return true;
 }

@@ -38,7 +38,10 @@ bool Core::record_fault(const Fault& f, Access access) {
       ++counters.page_faults;
       // A page fault drops what the TLB holds for its address (SDM 3A 4.10.4.1): a stale answer for
       // another kind of access must not outlive it.
-      if (tlb_.forget(f.va)) ++generation_;
+      if (tlb_.forget(f.va)) {
+        fetched_.flush_page(f.va);
+        ++generation_;
+      }
       return false;
     case FaultKind::retry:
       recorded_ = Leave::retry;

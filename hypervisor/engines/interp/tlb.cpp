@@ -19,6 +19,54 @@ std::uint64_t any_tag(const FetchEntry& e) { return e.tag; }
 
 }  // namespace
 
+namespace {
+
+std::size_t hashed(std::uint64_t number, unsigned bits) {
+  return static_cast<std::size_t>(number * 0x9E3779B97F4A7C15ULL >> (64 - bits));
+}
+
+}  // namespace
+
+void FetchedPages::note(bool user, VA va, std::uint64_t pa_and_flags) noexcept {
+  Privilege& p = of_[user ? 1 : 0];
+  p.any = true;
+  if ((pa_and_flags & kGlobalBit) == 0) p.non_global = true;
+  const unsigned shift = shift_of(pa_and_flags);
+  if (shift > kRegionShift) {
+    p.huge = true;
+  } else if (shift > kPageShift) {
+    p.regions.set(hashed(va.value() >> kRegionShift, kBits));
+  } else {
+    p.pages.set(hashed(va.value() >> kPageShift, kBits));
+  }
+}
+
+void FetchedPages::stale(Privilege& p) noexcept {
+  if (!p.any) return;
+  const std::uint64_t next = p.generation + 1;
+  p = Privilege{};
+  p.generation = next;
+}
+
+void FetchedPages::flush_all() noexcept {
+  for (Privilege& p : of_) stale(p);
+}
+
+void FetchedPages::flush_non_global() noexcept {
+  for (Privilege& p : of_) {
+    if (p.non_global) stale(p);
+  }
+}
+
+void FetchedPages::flush_page(VA va) noexcept {
+  for (Privilege& p : of_) {
+    if (p.huge || p.pages.test(hashed(va.value() >> kPageShift, kBits)) ||
+        p.regions.test(hashed(va.value() >> kRegionShift, kBits))) {
+      stale(p);
+    }
+  }
+}
+
 Tlb::Tlb() : data_(kTlbModes), fetch_(2), fragments_(1U << kFragmentBits) {}
 
 void Tlb::note_size(VA va, unsigned page_shift) noexcept {

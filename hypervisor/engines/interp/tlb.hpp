@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -40,6 +41,35 @@ struct FetchEntry {
   std::uint64_t pa_and_flags = 0;
 };
 inline constexpr std::size_t kFetchEntries = 256;
+
+/// Which pages code is known by its VA from, so that only a flush of one of those makes such
+/// knowledge stale: separate for supervisor and user, whose pages come and go at different rates.
+/// Owned by one vCPU thread.
+class FetchedPages {
+ public:
+  /// Grows when anything known of the privilege's code by VA may be stale.
+  [[nodiscard]] std::uint64_t generation(bool user) const noexcept {
+    return of_[user ? 1 : 0].generation;
+  }
+  /// Code at `va` is about to be known; `pa_and_flags` as in FetchEntry.
+  void note(bool user, VA va, std::uint64_t pa_and_flags) noexcept;
+  void flush_all() noexcept;
+  void flush_non_global() noexcept;
+  void flush_page(VA va) noexcept;
+
+ private:
+  static constexpr unsigned kBits = 12, kRegionShift = 22;
+  struct Privilege {
+    std::uint64_t generation = 1;
+    bool any = false;
+    bool non_global = false;
+    bool huge = false;  ///< of a page larger than a region
+    std::bitset<1U << kBits> pages;    ///< 4 KiB pages, hashed
+    std::bitset<1U << kBits> regions;  ///< 4 MiB regions with large pages, hashed
+  };
+  static void stale(Privilege& p) noexcept;
+  std::array<Privilege, 2> of_{};
+};
 
 /// Owned by one vCPU thread; nobody else touches it.
 class Tlb {
