@@ -104,7 +104,8 @@ bool Translator::mode_is_native() const noexcept {
 }
 
 std::uint32_t Translator::mode_key() const noexcept {
-  return core_.decode_mode.key() | static_cast<std::uint32_t>(core_.data_mode) << 8;
+  return core_.decode_mode.key() | static_cast<std::uint32_t>(core_.data_mode) << 8 |
+         static_cast<std::uint32_t>(interp::tlb_bank(core_.pcid)) << 10;
 }
 
 std::uint64_t Translator::context() const noexcept {

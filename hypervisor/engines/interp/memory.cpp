@@ -78,7 +78,7 @@ bool Core::locate(std::uint64_t va, Access access, Place& place) {
   const VA address{va};
   const TlbMode mode = mode_of(access);
   const bool write = access.kind == AccessKind::write;
-  const TlbEntry& e = tlb_.slot(mode, address);
+  const TlbEntry& e = tlb_.slot(mode, address, pcid);
   const std::uint64_t tag = Tlb::tag(address, pcid);
   if ((write ? e.write_tag : e.read_tag) == tag) {
     place.host = reinterpret_cast<std::byte*>(va + e.addend);
@@ -103,7 +103,7 @@ bool Core::locate(std::uint64_t va, Access access, Place& place) {
   const bool unannounced = (write || t->writable) && group_->code_pages.claim_write(ppn, env.id);
   place.code = write && !unannounced;
   tlb_.fill(mode, address, pcid, *t, env.window.host(t->page), unannounced);
-  if (breakpoints.data && page_watched(va)) tlb_.forget(mode, address);
+  if (breakpoints.data && page_watched(va)) tlb_.forget(mode, address, pcid);
   return true;
 }
 
@@ -204,7 +204,7 @@ Core::Refill Core::refill(std::uint64_t va, unsigned size, bool write) {
   recorded_ = Leave::look_up;
   Place place;
   if (!locate(va, access, place)) return Refill::refused;
-  const TlbEntry& e = tlb_.slot(data_mode, VA{va});
+  const TlbEntry& e = tlb_.slot(data_mode, VA{va}, pcid);
   const std::uint64_t tag = Tlb::tag(VA{va}, pcid);
   return (write ? e.write_tag : e.read_tag) == tag ? Refill::filled : Refill::interpret;
 }

@@ -6,7 +6,7 @@ namespace strata::interp {
 
 namespace {
 
-constexpr std::uint64_t kGlobalBit = 1;
+constexpr std::uint64_t kGlobalBit = 1, kListedBit = 1U << 7;
 
 std::uint64_t pa_of(std::uint64_t pa_and_flags) { return pa_and_flags & ~kPageMask; }
 unsigned shift_of(std::uint64_t pa_and_flags) {
@@ -67,7 +67,7 @@ void FetchedPages::flush_page(VA va) noexcept {
   }
 }
 
-Tlb::Tlb() : data_(kTlbModes), fetch_(2), fragments_(1U << kFragmentBits) {}
+Tlb::Tlb() : data_(kTlbModes * kTlbBanks), fetch_(2), fragments_(1U << kFragmentBits) {}
 
 void Tlb::note_size(VA va, unsigned page_shift) noexcept {
   if (page_shift <= kPageShift) return;
@@ -95,12 +95,13 @@ void Tlb::note_size(VA va, unsigned page_shift) noexcept {
 
 void Tlb::fill(TlbMode mode, VA va, std::uint16_t pcid, const Translation& t, std::byte* page,
                bool cache_write) noexcept {
-  TlbEntry& e = slot(mode, va);
+  TlbEntry& e = slot(mode, va, pcid);
+  if ((e.pa_and_flags & kListedBit) == 0) filled_.push_back(&e);
   const std::uint64_t wanted = tag(va, pcid);
   e.read_tag = t.readable ? wanted : kNoTag;
   e.write_tag = t.writable && cache_write ? wanted : kNoTag;
   e.addend = reinterpret_cast<std::uint64_t>(page) - va.page_base().value();
-  e.pa_and_flags = pack(t);
+  e.pa_and_flags = pack(t) | kListedBit;
   note_size(va, t.page_shift);
 }
 
@@ -115,12 +116,13 @@ void Tlb::fill_fetch(bool user, VA va, std::uint16_t pcid, const Translation& t,
 
 template <class Predicate>
 void Tlb::drop_if(Predicate&& predicate) noexcept {
-  for (auto& mode : data_) {
-    for (TlbEntry& e : mode) {
-      const std::uint64_t t = any_tag(e);
-      if (t != kNoTag && predicate(t, e.pa_and_flags)) e.read_tag = e.write_tag = kNoTag;
-    }
-  }
+  std::erase_if(filled_, [&](TlbEntry* e) {
+    const std::uint64_t t = any_tag(*e);
+    if (t != kNoTag && !predicate(t, e->pa_and_flags)) return false;
+    e->read_tag = e->write_tag = kNoTag;
+    e->pa_and_flags = 0;
+    return true;
+  });
   for (auto& mode : fetch_) {
     for (FetchEntry& e : mode) {
       const std::uint64_t t = any_tag(e);
@@ -132,8 +134,8 @@ void Tlb::drop_if(Predicate&& predicate) noexcept {
 /// drop_if() for the entries that can hold the 4 KiB page of `va`.
 template <class Predicate>
 void Tlb::drop_at(VA va, Predicate&& predicate) noexcept {
-  for (std::size_t mode = 0; mode < kTlbModes; ++mode) {
-    TlbEntry& e = slot(static_cast<TlbMode>(mode), va);
+  for (auto& entries : data_) {
+    TlbEntry& e = entries[va.value() >> kPageShift & (kTlbEntries - 1)];
     const std::uint64_t t = any_tag(e);
     if (t != kNoTag && predicate(t, e.pa_and_flags)) e.read_tag = e.write_tag = kNoTag;
   }
@@ -176,8 +178,8 @@ bool Tlb::forget(VA va) noexcept {
   const auto for_page = [va](std::uint64_t t) {
     return t != kNoTag && ((t ^ va.value()) & ~kPageMask) == 0;
   };
-  for (const TlbMode mode : {kSupervisor, kUser, kSupervisorAc}) {
-    TlbEntry& e = slot(mode, va);
+  for (auto& entries : data_) {
+    TlbEntry& e = entries[va.value() >> kPageShift & (kTlbEntries - 1)];
     if (for_page(any_tag(e))) e.read_tag = e.write_tag = kNoTag;
   }
   bool fetch = false;
@@ -201,17 +203,13 @@ void Tlb::flush_physical(const std::vector<PpnRange>& ranges) noexcept {
 }
 
 void Tlb::revoke_writes(PPN ppn) noexcept {
-  for (auto& mode : data_) {
-    for (TlbEntry& e : mode) {
-      if (pa_of(e.pa_and_flags) >> kPageShift == ppn.value()) e.write_tag = kNoTag;
-    }
+  for (TlbEntry* e : filled_) {
+    if (pa_of(e->pa_and_flags) >> kPageShift == ppn.value()) e->write_tag = kNoTag;
   }
 }
 
 void Tlb::revoke_all_writes() noexcept {
-  for (auto& mode : data_) {
-    for (TlbEntry& e : mode) e.write_tag = kNoTag;
-  }
+  for (TlbEntry* e : filled_) e->write_tag = kNoTag;
 }
 
 }  // namespace strata::interp

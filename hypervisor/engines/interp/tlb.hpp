@@ -22,7 +22,12 @@ enum TlbMode : std::uint8_t {
   kSupervisorAc = 2,  ///< CPL < 3 where user pages may be reached (AC set, or no SMAP)
 };
 inline constexpr std::size_t kTlbModes = 3;
-inline constexpr std::size_t kTlbEntries = 1024;
+/// Systems that give user mode tables of its own (Linux's page-table isolation) go back and forth
+/// between two PCIDs with every system call and use the same addresses under both. Linux tells
+/// them by bit 11: such pairs have entries apart.
+inline constexpr std::size_t kTlbBanks = 2;
+[[nodiscard]] constexpr std::size_t tlb_bank(std::uint16_t pcid) noexcept { return pcid >> 11 & 1; }
+inline constexpr std::size_t kTlbEntries = 2048;
 inline constexpr std::uint64_t kNoTag = ~0ULL;  // never equal to (page | pcid) of a canonical VA
 
 /// One data translation. A tag is the VA's page base with the PCID in the low 12 bits.
@@ -30,7 +35,9 @@ struct TlbEntry {
   std::uint64_t read_tag = kNoTag;
   std::uint64_t write_tag = kNoTag;
   std::uint64_t addend = 0;        ///< host pointer = VA + addend (modulo 2^64)
-  std::uint64_t pa_and_flags = 0;  ///< PA page base; bit 0 global, bits 1-6 guest page shift
+  /// PA page base; bit 0 global, bits 1-6 guest page shift, bit 7 set while the entry is listed as
+  /// filled.
+  std::uint64_t pa_and_flags = 0;
 };
 static_assert(sizeof(TlbEntry) == 32);
 
@@ -75,8 +82,9 @@ class FetchedPages {
 class Tlb {
  public:
   Tlb();
-  [[nodiscard]] TlbEntry& slot(TlbMode mode, VA va) noexcept {
-    return data_[mode][va.value() >> kPageShift & (kTlbEntries - 1)];
+  [[nodiscard]] TlbEntry& slot(TlbMode mode, VA va, std::uint16_t pcid) noexcept {
+    return data_[mode + kTlbModes * tlb_bank(pcid)]
+                [va.value() >> kPageShift & (kTlbEntries - 1)];
   }
   [[nodiscard]] FetchEntry& fetch_slot(bool user, VA va) noexcept {
     return fetch_[user ? 1 : 0][va.value() >> kPageShift & (kFetchEntries - 1)];
@@ -95,8 +103,8 @@ class Tlb {
                   std::byte* page) noexcept;
 
   /// Drops the data entry of `va`: every access to a watched page goes the slow way.
-  void forget(TlbMode mode, VA va) noexcept {
-    TlbEntry& e = slot(mode, va);
+  void forget(TlbMode mode, VA va, std::uint16_t pcid) noexcept {
+    TlbEntry& e = slot(mode, va, pcid);
     e.read_tag = e.write_tag = kNoTag;
   }
   void flush_all() noexcept;
@@ -112,7 +120,7 @@ class Tlb {
   void revoke_writes(PPN ppn) noexcept;
   void revoke_all_writes() noexcept;
   [[nodiscard]] static constexpr std::size_t bytes() noexcept {
-    return sizeof(TlbEntry) * kTlbModes * kTlbEntries + sizeof(FetchEntry) * 2 * kFetchEntries +
+    return sizeof(TlbEntry) * kTlbModes * kTlbBanks * kTlbEntries + sizeof(FetchEntry) * 2 * kFetchEntries +
            (sizeof(Fragments) << kFragmentBits);
   }
 
@@ -138,6 +146,8 @@ class Tlb {
 
   std::vector<std::array<TlbEntry, kTlbEntries>, LowAllocator<std::array<TlbEntry, kTlbEntries>>>
       data_;
+  /// Every entry that may hold something, so that a flush costs what there is to flush.
+  std::vector<TlbEntry*> filled_;
   std::vector<std::array<FetchEntry, kFetchEntries>> fetch_;
   std::vector<Fragments> fragments_;
   bool huge_ = false;  ///< something of a page beyond 4 MiB may be cached

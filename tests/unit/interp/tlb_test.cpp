@@ -26,7 +26,7 @@ Translation translation(const Fill& f) {
 }
 
 bool cached(Tlb& tlb, const Fill& f) {
-  return tlb.slot(kSupervisor, f.va).read_tag == Tlb::tag(f.va, f.pcid);
+  return tlb.slot(kSupervisor, f.va, f.pcid).read_tag == Tlb::tag(f.va, f.pcid);
 }
 bool fetched(Tlb& tlb, const Fill& f) {
   return tlb.fetch_slot(false, f.va).tag == Tlb::tag(f.va, f.pcid);
