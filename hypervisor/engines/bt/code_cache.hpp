@@ -37,6 +37,7 @@ struct Site {
   std::uint8_t size = 0;
   bool aligned = false;            ///< it must be aligned to its size
   bool branches = false;           ///< the steps end with a near branch
+  bool direct = false;             ///< nothing but the mode and the address space may change
   interp::Block* steps = nullptr;  ///< for an instruction that the interpreter executes
 };
 

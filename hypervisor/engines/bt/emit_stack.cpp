@@ -42,6 +42,7 @@ void Emitter::pop(const Insn& i) {
   const bool homed = long_mode() && is_homed(n);
   const Reg to = homed ? kT2 : static_cast<Reg>(n);
   a_.op_mem({0, 0x8B}, long_mode(), to, {.base = va, .index = kT1});
+  if (to == kRsp) return;  // what was popped is the new RSP
   a_.lea(kRsp, {.base = kRsp, .disp = static_cast<std::int32_t>(word())}, long_mode());
   if (homed) a_.store(absolute(&c_.core->r[n]), to);
 }

@@ -82,6 +82,15 @@ void Emitter::one(const Insn& i) {
       return call_indirect(i);
     case Kind::ret:
       return ret(i);
+    case Kind::cli:
+    case Kind::sti:
+    case Kind::swapgs:
+    case Kind::read_control:
+      return system(i);
+    case Kind::pushf:
+      return pushf(i);
+    case Kind::bit_string:
+      return bit_string(i);
     case Kind::steps:
       return steps(i);
   }
@@ -155,6 +164,25 @@ void Emitter::flags_written(const Insn& i) {
 
 namespace {
 
+/// Transfers between user and supervisor, and loads of CR3. Not of CR8, which may let an interrupt
+/// through that waits.
+bool goes_on_directly(const Insn& i) {
+  switch (i.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_SYSCALL:
+    case ZYDIS_MNEMONIC_SYSRET:
+    case ZYDIS_MNEMONIC_IRETQ:
+    case ZYDIS_MNEMONIC_IRETD:
+    case ZYDIS_MNEMONIC_INVLPG:
+    case ZYDIS_MNEMONIC_INVPCID:
+    case ZYDIS_MNEMONIC_SERIALIZE:
+      return true;
+    case ZYDIS_MNEMONIC_MOV:
+      return i.ops[0].reg.value == ZYDIS_REGISTER_CR3;
+    default:
+      return false;
+  }
+}
+
 /// Behind an instruction that translated code goes on after.
 struct Resume {
   static const interp::Uop* run(interp::Core& core, const interp::Uop* u) {
@@ -191,6 +219,7 @@ void Emitter::steps(const Insn& i) {
   Site& s = c_.cache->site(site);
   s.steps = block;
   s.branches = i.opcode.cls == isa::OpcodeClass::branch;
+  s.direct = goes_on_directly(i);
   s.resume = static_cast<std::uint32_t>(a_.here());
   in_host_ = false;
   in_memory_ = true;

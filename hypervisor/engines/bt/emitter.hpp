@@ -102,6 +102,13 @@ class Emitter {
   void check_push(const Insn& i);
   [[nodiscard]] unsigned word() const noexcept { return long_mode() ? 8 : 4; }
 
+  // ---- emit_system.cpp
+  void system(const Insn& i);
+  void sti(const Insn& i);
+  void swapgs();
+  void pushf(const Insn& i);
+  void bit_string(const Insn& i);
+
   // ---- emit_branch.cpp
   void jump(const Insn& i);
   void jcc(const Insn& i);

@@ -59,10 +59,7 @@ Kind integer_kind(const Insn& i) {
       if (!whole) return Kind::steps;
       if (insn.mnemonic == ZYDIS_MNEMONIC_LEAVE) return Kind::leave;
       if (insn.mnemonic == ZYDIS_MNEMONIC_PUSH) return Kind::push;
-      return is_memory(i.ops[0]) || i.ops[0].reg.value == ZYDIS_REGISTER_RSP ||
-                     i.ops[0].reg.value == ZYDIS_REGISTER_ESP
-                 ? Kind::steps
-                 : Kind::pop;
+      return is_memory(i.ops[0]) ? Kind::steps : Kind::pop;
     }
     case ZYDIS_MNEMONIC_DIV:
     case ZYDIS_MNEMONIC_IDIV:
@@ -72,8 +69,12 @@ Kind integer_kind(const Insn& i) {
     case ZYDIS_MNEMONIC_BTR:
     case ZYDIS_MNEMONIC_BTC:
       // With the bit's number in a register the address depends on it.
-      return is_memory(i.ops[0]) && i.ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER ? Kind::steps
-                                                                                 : Kind::verbatim;
+      if (!is_memory(i.ops[0]) || i.ops[1].type != ZYDIS_OPERAND_TYPE_REGISTER) {
+        return Kind::verbatim;
+      }
+      return insn.operand_width >= 32 && insn.machine_mode == ZYDIS_MACHINE_MODE_LONG_64
+                 ? Kind::bit_string
+                 : Kind::steps;
     case ZYDIS_MNEMONIC_MOV:
       if (is_memory(i.ops[0]) || is_memory(i.ops[1])) {
         const auto& m = is_memory(i.ops[0]) ? i.ops[0] : i.ops[1];
@@ -159,6 +160,36 @@ Kind integer_kind(const Insn& i) {
                                                                              : Kind::steps;
 }
 
+/// What the system does often and simply, of the privileged instructions.
+Kind system_kind(const Insn& i, const CodeView& code) {
+  const bool whole = i.insn.operand_width == code.mode.bits;
+  switch (i.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_PUSHFQ:
+    case ZYDIS_MNEMONIC_PUSHFD:
+      return whole ? Kind::pushf : Kind::steps;
+    case ZYDIS_MNEMONIC_CLI:
+      return code.cpl == 0 ? Kind::cli : Kind::steps;
+    case ZYDIS_MNEMONIC_STI:
+      return code.cpl == 0 ? Kind::sti : Kind::steps;
+    case ZYDIS_MNEMONIC_SWAPGS:
+      return code.cpl == 0 && code.mode.bits == 64 ? Kind::swapgs : Kind::steps;
+    case ZYDIS_MNEMONIC_MOV:
+      break;
+    default:
+      return Kind::steps;
+  }
+  switch (i.ops[1].reg.value) {
+    case ZYDIS_REGISTER_CR0:
+    case ZYDIS_REGISTER_CR2:
+    case ZYDIS_REGISTER_CR3:
+    case ZYDIS_REGISTER_CR4:
+      return code.cpl == 0 && i.ops[1].type == ZYDIS_OPERAND_TYPE_REGISTER ? Kind::read_control
+                                                                           : Kind::steps;
+    default:
+      return Kind::steps;
+  }
+}
+
 Kind branch_kind(const Insn& i) {
   const unsigned whole = i.insn.machine_mode == ZYDIS_MACHINE_MODE_LONG_64 ? 64 : 32;
   if (i.insn.operand_width != whole) return Kind::steps;
@@ -226,7 +257,7 @@ Kind unit_kind(const Insn& i) {
   }
 }
 
-Kind kind_of(const Insn& i, const interp::DecodeMode& mode) {
+Kind kind_of(const Insn& i, const CodeView& code) {
   Kind kind = Kind::steps;
   switch (i.opcode.cls) {
     case OpcodeClass::integer:
@@ -239,10 +270,13 @@ Kind kind_of(const Insn& i, const interp::DecodeMode& mode) {
     case OpcodeClass::x87:
       kind = unit_kind(i);
       break;
+    case OpcodeClass::system:
+      kind = system_kind(i, code);
+      break;
     default:
       return Kind::steps;
   }
-  return kind != Kind::nothing && is_odd(i, mode) ? Kind::steps : kind;
+  return kind != Kind::nothing && is_odd(i, code.mode) ? Kind::steps : kind;
 }
 
 /// One instruction. False: it does not end within the bytes.
@@ -268,8 +302,10 @@ bool decode_one(const CodeView& code, const ZydisDecoder& decoder, std::size_t a
     i.ends = true;
     return true;
   }
-  i.kind = kind_of(i, code.mode);
-  i.ends = i.opcode.has(isa::kEndsRun) && i.kind != Kind::jcc;
+  i.kind = kind_of(i, code);
+  const bool goes_on =
+      i.kind == Kind::jcc || i.kind == Kind::sti || i.kind == Kind::read_control;
+  i.ends = i.opcode.has(isa::kEndsRun) && !goes_on;
   return true;
 }
 

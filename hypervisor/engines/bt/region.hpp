@@ -32,7 +32,13 @@ enum class Kind : std::uint8_t {
   call,
   call_indirect,
   ret,
-  steps,  ///< the interpreter's steps
+  cli,
+  sti,
+  swapgs,
+  pushf,
+  read_control,  ///< MOV from CR0, CR2, CR3 or CR4
+  bit_string,    ///< BT and friends on memory, with the bit's number in a register
+  steps,         ///< the interpreter's steps
 };
 
 /// One instruction of a region.
@@ -70,6 +76,7 @@ struct CodeView {
   std::uint64_t page_offset = 0;
   interp::DecodeMode mode{};
   const cpu::CpuModel* model = nullptr;
+  unsigned cpl = 0;
   /// The bytes are a copy, of an instruction that lies in two pages.
   bool crosses = false;
 };

@@ -96,7 +96,8 @@ Translator::~Translator() = default;
 /// watched step by step, is left to the interpreter.
 bool Translator::mode_is_native() const noexcept {
   const interp::DecodeMode& m = core_.decode_mode;
-  if (m.single || m.aligned) return false;
+  // Code depends on the privilege level as far as data does: user or supervisor.
+  if (m.single || m.aligned || core_.cpl == 1 || core_.cpl == 2) return false;
   if (m.bits == 64) return true;
   if (m.bits != 32 || !m.stack32 || m.checked || m.real) return false;
   return (core_.segment_base[cpu::CS] | core_.segment_base[cpu::DS] | core_.segment_base[cpu::ES] |
@@ -178,7 +179,8 @@ const TranslatedBlock* Translator::block_at(std::uint64_t va) {
   core_.recorded_ = Leave::look_up;
   CodeView code{.page_offset = va & kPageMask,
                 .mode = core_.decode_mode,
-                .model = core_.env.model};
+                .model = core_.env.model,
+                .cpl = core_.cpl};
   code.mode.single = false;
   const std::byte* host = nullptr;
   PA pa{};
@@ -336,6 +338,19 @@ std::uint64_t Translator::interpret(const Site& site) {
   return leave(Leave::look_up);
 }
 
+/// Behind an instruction that changed the mode or the address space: nothing happens before the
+/// next instruction that the run loop would have to see to.
+bool Translator::may_go_on() noexcept {
+  const bool open = (core_.rflags_other & cpu::rflags::IF) != 0 && core_.interrupt_waits;
+  if (open || core_.attention_flags.load() != 0 || core_.arch.interrupt_shadow ||
+      core_.debug_shadow || core_.debug_hits != 0 || !core_.may_accelerate()) {
+    return false;
+  }
+  if (!mode_is_native()) return false;
+  refresh();
+  return true;
+}
+
 std::uint64_t Translator::steps(const Site& site) {
   unload();
   ++stats_.interpreted;
@@ -346,9 +361,13 @@ std::uint64_t Translator::steps(const Site& site) {
   core_.recorded_ = Leave::look_up;
   // A branch would go on into the interpreter's next block.
   if (site.branches) core_.attention_flags.fetch_or(interp::attention::kBlock);
+  const bool nmi_blocked = core_.arch.nmi_blocked;
   const interp::Uop* u = core_.enter(site.steps, core_.rip);
   while (u != nullptr) u = u->fn(core_, u);
-  if (core_.leave_ != Leave::resume) return stubs_.leave;
+  if (core_.leave_ != Leave::resume) {
+    const bool direct = site.direct && core_.leave_ == Leave::look_up && !nmi_blocked;
+    return direct && may_go_on() ? go_on(core_.rip) : stubs_.leave;
+  }
   if (!core_.long_mode()) {
     // Loads of segment registers need not end a block.
     if (!mode_is_native()) return leave(Leave::look_up);

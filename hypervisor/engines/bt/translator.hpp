@@ -66,6 +66,7 @@ class Translator final : public interp::Accelerator {
   std::uint64_t over_budget(std::uint64_t offset, std::uint64_t count);
   std::uint64_t memory(std::uint64_t va, Site site);
   std::uint64_t steps(const Site& site);
+  bool may_go_on() noexcept;
   std::uint64_t interpret(const Site& site);
   std::uint64_t load_simd(const Site& site, std::uint64_t level);
   std::uint64_t load_x87(const Site& site);

@@ -68,6 +68,7 @@ engine::Exit Core::run() {
   };
   const Inside inside{*this};
   attention_flags.fetch_or(attention::kInvalidate, std::memory_order_acquire);
+  interrupt_waits = true;  // the VMM may have done anything to the interrupt controllers
   if (resume_from_exit()) {
     std::uint64_t passes = 0;
     for (;;) {
@@ -158,6 +159,7 @@ void Core::after_block() {
 
 bool Core::handle_attention() {
   const std::uint32_t why = attention_flags.exchange(0, std::memory_order_acq_rel);
+  if ((why & attention::kInterrupt) != 0) interrupt_waits = true;
   if ((why & attention::kPark) != 0) {
     step_outside();
     step_inside();
@@ -195,6 +197,12 @@ bool Core::shut_down() {
   return false;
 }
 
+/// An external interrupt is to be delivered now.
+bool Core::interruptible() {
+  interrupt_waits = (rflags_other & cpu::rflags::IF) == 0 || env.interrupts->pending();
+  return interrupt_waits && (rflags_other & cpu::rflags::IF) != 0;
+}
+
 /// Delivers what waits. False: an exit instead (leave_ set).
 bool Core::take_events() {
   if (exception.valid) {
@@ -205,7 +213,7 @@ bool Core::take_events() {
   shadow_step_ = false;
   if (std::exchange(arch.interrupt_shadow, false)) {
     // The shadow covers one instruction: what waits behind it must not wait for the block's end.
-    shadow_step_ = (rflags_other & cpu::rflags::IF) != 0 && env.interrupts->pending();
+    shadow_step_ = interruptible();
     return true;
   }
   if (!arch.nmi_blocked && env.interrupts->take_nmi()) {
@@ -213,7 +221,7 @@ bool Core::take_events() {
     arch.nmi_blocked = true;
     return deliver_interrupt(cpu::NMI) || shut_down();
   }
-  if ((rflags_other & cpu::rflags::IF) != 0 && env.interrupts->pending()) {
+  if (interruptible()) {
     if (const auto vector = env.interrupts->acknowledge()) {
       arch.halted = false;
       ++counters.interrupts;

@@ -211,6 +211,8 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   /// block costs no comparison beside the count. See instructions().
   std::int64_t budget = kNoStop;
   std::uint64_t rep_floor = 0;  ///< a REP stops with this many iterations left, for stop_at()
+  /// Something may wait for RFLAGS.IF: translated code must not set it on its own.
+  bool interrupt_waits = true;
   std::uint64_t rflags_other = cpu::rflags::FIXED;  ///< RFLAGS without the arithmetic flags
 
   // ---- everything else of the architecture; gpr, rip and rflags in here are not kept up to date
@@ -495,6 +497,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool limit_reached(std::uint64_t& passes);
   bool shut_down();
   bool take_events();
+  bool interruptible();
   const Uop* dispatch();
   const Uop* start_block();
   /// Where a REP stops, for the instruction about to be entered.
