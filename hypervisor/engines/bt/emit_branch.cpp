@@ -35,6 +35,7 @@ void Emitter::look_up(const std::function<void(std::size_t)>& miss) {
   a_.mov32(kT1, kT0);
   a_.shift_right32(kT1, kPageShift);
   a_.op_reg({0, 0x33}, false, kT1, kT0);
+  a_.op_mem({0, 0x33}, false, kT1, absolute(&c_.state->jump_salt));
   a_.alu_imm(4, kT1, kJumpEntries - 1, false);
   a_.shift_left32(kT1, 5);
   a_.alu(7, kT0, va);
@@ -107,18 +108,19 @@ void Emitter::target(const Insn& i) {
   }
 }
 
-/// The interpreter executes an indirect branch that finds no code: it knows what a target may be.
-void Emitter::interpret_on_miss(const Insn& i) {
+/// An indirect branch that finds no code has changed nothing yet: it tries again once there is
+/// some, or the interpreter executes it, which knows what a target may be.
+void Emitter::look_up_target(const Insn& i) {
   const std::uint32_t site = add_site(i);
   look_up([this, site](std::size_t fixup) {
-    cold(fixup, [this, site] { call_stub(c_.stubs->interpret, site); });
+    cold(fixup, [this, site] { call_stub(c_.stubs->jump, site); });
   });
 }
 
 void Emitter::jump_indirect(const Insn& i) {
   spill_flags();
   target(i);
-  interpret_on_miss(i);
+  look_up_target(i);
   enter_found(kT0);
   ended_ = true;
 }
@@ -127,7 +129,7 @@ void Emitter::call_indirect(const Insn& i) {
   spill_flags();
   target(i);
   a_.store(absolute(&c_.state->target), kT0);
-  interpret_on_miss(i);
+  look_up_target(i);
   Mem code = absolute(&c_.state->jumps[0].code);
   code.base = kT1;
   a_.load(kT2, code);
@@ -152,7 +154,7 @@ void Emitter::ret(const Insn& i) {
   }
   check(i, va, word(), false);
   a_.op_mem({0, 0x8B}, long_mode(), kT0, {.base = va, .index = kT1});
-  interpret_on_miss(i);
+  look_up_target(i);
   std::int32_t drop = static_cast<std::int32_t>(word());
   if (i.insn.operand_count_visible != 0 && i.ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
     drop += static_cast<std::int32_t>(i.ops[0].imm.value.u & 0xFFFF);

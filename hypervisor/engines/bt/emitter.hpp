@@ -124,7 +124,7 @@ class Emitter {
   void enter_found(Reg va);
   /// The target of an indirect branch, in kT0.
   void target(const Insn& i);
-  void interpret_on_miss(const Insn& i);
+  void look_up_target(const Insn& i);
 
   [[nodiscard]] bool long_mode() const noexcept { return code_.mode.bits == 64; }
   /// The host register with the guest register's value: itself, or `temporary` loaded from home.

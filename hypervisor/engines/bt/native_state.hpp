@@ -18,7 +18,7 @@ struct JumpEntry {
   std::uint64_t chain = 0;  ///< what jumps within the page may be linked to
 };
 static_assert(sizeof(JumpEntry) == 32);
-inline constexpr std::size_t kJumpEntries = 4096;
+inline constexpr std::size_t kJumpEntries = 8192;
 
 /// How far vector state has been loaded into the host's registers.
 enum SimdLevel : std::uint8_t { kSimdInMemory = 0, kSimdSse = 1, kSimdAvx = 2 };
@@ -27,7 +27,9 @@ enum SimdLevel : std::uint8_t { kSimdInMemory = 0, kSimdSse = 1, kSimdAvx = 2 };
 struct NativeState {
   std::uint64_t page_va = 0;  ///< VA of the guest page that executes
   std::atomic<std::uint64_t> context{0};
-  std::uint64_t pcid = 0;      ///< low bits of TLB tags
+  std::uint64_t pcid = 0;  ///< low bits of TLB tags
+  /// Part of a JumpEntry's index: what is known of one address space stays when another one runs.
+  std::uint32_t jump_salt = 0;
   std::uint64_t host_rsp = 0;  ///< the VMM's stack while guest code runs
   std::uint64_t arg0 = 0;      ///< R9 and R10 as a stub was called
   std::uint64_t arg1 = 0;
@@ -47,18 +49,19 @@ using StubFunction = std::uint64_t (*)(void* runtime, std::uint64_t a, std::uint
 
 /// Addresses of the stubs. Translated code jumps to them with arguments in R9 and R10.
 struct Stubs {
-  std::uint64_t enter = 0;       ///< called by C++: void(code)
-  std::uint64_t leave = 0;       ///< back to the caller of `enter`; guest registers are saved
-  std::uint64_t look_up = 0;     ///< go on at VA R9
-  std::uint64_t stale = 0;       ///< the dropped block with its entry at R10 was entered
-  std::uint64_t link = 0;        ///< go on at offset R9 of the page, and patch the jump field at R10
-  std::uint64_t attention = 0;   ///< offset R9 of the current page, after events
-  std::uint64_t budget = 0;      ///< the block at page offset R9 counted R10 instructions too many
-  std::uint64_t memory = 0;      ///< site R10 missed the TLB at VA R9
-  std::uint64_t steps = 0;       ///< the interpreter executes site R10's steps
-  std::uint64_t interpret = 0;   ///< ... site R10's instruction, and looks up what comes then
-  std::uint64_t simd = 0;        ///< site R10 needs vector registers at level R9
-  std::uint64_t x87 = 0;         ///< site R10 needs x87 state
+  std::uint64_t enter = 0;      ///< called by C++: void(code)
+  std::uint64_t leave = 0;      ///< back to the caller of `enter`; guest registers are saved
+  std::uint64_t look_up = 0;    ///< go on at VA R9
+  std::uint64_t stale = 0;      ///< the dropped block with its entry at R10 was entered
+  std::uint64_t link = 0;       ///< go on at offset R9 of the page, and patch the jump field at R10
+  std::uint64_t attention = 0;  ///< offset R9 of the current page, after events
+  std::uint64_t budget = 0;     ///< the block at page offset R9 counted R10 instructions too many
+  std::uint64_t memory = 0;     ///< site R10 missed the TLB at VA R9
+  std::uint64_t steps = 0;      ///< the interpreter executes site R10's steps
+  std::uint64_t jump = 0;       ///< site R10, an indirect branch to R9, found no code
+  std::uint64_t interpret = 0;  ///< ... site R10's instruction, and looks up what comes then
+  std::uint64_t simd = 0;       ///< site R10 needs vector registers at level R9
+  std::uint64_t x87 = 0;        ///< site R10 needs x87 state
 };
 
 }  // namespace strata::bt

@@ -303,8 +303,7 @@ bool decode_one(const CodeView& code, const ZydisDecoder& decoder, std::size_t a
     return true;
   }
   i.kind = kind_of(i, code);
-  const bool goes_on =
-      i.kind == Kind::jcc || i.kind == Kind::sti || i.kind == Kind::read_control;
+  const bool goes_on = i.kind == Kind::jcc || i.kind == Kind::sti || i.kind == Kind::read_control;
   i.ends = i.opcode.has(isa::kEndsRun) && !goes_on;
   return true;
 }

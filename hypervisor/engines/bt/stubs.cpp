@@ -124,6 +124,7 @@ Stubs emit_stubs(Assembler& a, interp::Core& core, NativeState& state, const Stu
   s.budget = e.call(targets.budget);
   s.memory = e.call(targets.memory);
   s.steps = e.call(targets.steps);
+  s.jump = e.call(targets.jump);
   s.interpret = e.call(targets.interpret);
   s.simd = e.call(targets.simd);
   s.x87 = e.call(targets.x87);

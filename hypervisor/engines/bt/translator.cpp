@@ -53,6 +53,9 @@ struct Translator::Calls {
   static std::uint64_t steps(void* p, std::uint64_t /*a*/, std::uint64_t site) {
     return self(p).steps(Site{self(p).cache_.site(static_cast<std::uint32_t>(site))});
   }
+  static std::uint64_t jump(void* p, std::uint64_t va, std::uint64_t site) {
+    return self(p).jump(va, self(p).cache_.site(static_cast<std::uint32_t>(site)));
+  }
   static std::uint64_t interpret(void* p, std::uint64_t /*a*/, std::uint64_t site) {
     return self(p).interpret(self(p).cache_.site(static_cast<std::uint32_t>(site)));
   }
@@ -80,6 +83,7 @@ Translator::Translator(Core& core, std::size_t code_bytes)
                             .budget = &Calls::budget,
                             .memory = &Calls::memory,
                             .steps = &Calls::steps,
+                            .jump = &Calls::jump,
                             .interpret = &Calls::interpret,
                             .simd = &Calls::simd,
                             .x87 = &Calls::x87};
@@ -111,13 +115,14 @@ std::uint32_t Translator::mode_key() const noexcept {
 
 std::uint64_t Translator::context() const noexcept {
   // 26 bits of mode and PCID; generations are a few per system call and do not reach 2^38.
-  return core_.fetched_.generation(core_.cpl == 3) << 26 | static_cast<std::uint64_t>(core_.data_mode) << 24 |
-         core_.jump_context_;
+  return core_.fetched_.generation(core_.cpl == 3) << 26 |
+         static_cast<std::uint64_t>(core_.data_mode) << 24 | core_.jump_context_;
 }
 
 void Translator::refresh() noexcept {
   state_->context.store(context());
   state_->pcid = core_.pcid;
+  state_->jump_salt = (core_.jump_context_ & 0xFFFF) * 0x61 + (core_.data_mode << 10U);
   if (core_.long_mode()) return;
   for (unsigned n = 0; n < 2; ++n) {
     const cpu::Segment& s = core_.arch.segment[cpu::FS + n];
@@ -156,21 +161,23 @@ std::uint64_t Translator::in_page(std::uint64_t offset) const noexcept {
 }
 
 JumpEntry& Translator::jump_entry(std::uint64_t va) noexcept {
-  return state_->jumps[(va ^ va >> kPageShift) & (kJumpEntries - 1)];
+  return state_->jumps[(va ^ va >> kPageShift ^ state_->jump_salt) & (kJumpEntries - 1)];
 }
 
 std::uint64_t Translator::code_at_rip() {
-  const std::uint64_t va = core_.rip;
-  JumpEntry& e = jump_entry(va);
-  state_->page_va = va & ~kPageMask;
-  if (e.va == va && e.context == context()) return e.code;
+  state_->page_va = core_.rip & ~kPageMask;
+  return code_for(core_.rip);
+}
+
+std::uint64_t Translator::code_for(std::uint64_t va) {
+  if (const JumpEntry& e = jump_entry(va); e.va == va && e.context == context()) return e.code;
   const TranslatedBlock* b = block_at(va);
   if (b == nullptr) return 0;
   const bool user = core_.cpl == 3;
   core_.fetched_.note(user, VA{va}, core_.tlb_.fetch_slot(user, VA{va}).pa_and_flags);
   // Fetching may have taken an invalidation in.
   refresh();
-  e = {.va = va, .context = context(), .code = b->entry, .chain = b->chain};
+  jump_entry(va) = {.va = va, .context = context(), .code = b->entry, .chain = b->chain};
   return b->entry;
 }
 
@@ -240,11 +247,8 @@ void Translator::make_room() {
 }
 
 const TranslatedBlock* Translator::translate(const CodeView& code, TranslatedBlock block) {
-  const EmitContext context{.core = &core_,
-                            .state = state_.get(),
-                            .cache = &cache_,
-                            .stubs = &stubs_,
-                            .tlb = core_.dtlb};
+  const EmitContext context{
+      .core = &core_, .state = state_.get(), .cache = &cache_, .stubs = &stubs_, .tlb = core_.dtlb};
   Assembler a{cache_.cursor()};
   Emitter emitter{context, code, region_, a};
   block.chain = static_cast<std::uint32_t>(a.here());
@@ -328,6 +332,21 @@ std::uint64_t Translator::memory(std::uint64_t va, Site site) {
     case Refill::interpret:
       break;
   }
+  return interpret(site);
+}
+
+/// Finds code for an indirect branch's target before the branch is taken.
+std::uint64_t Translator::jump(std::uint64_t va, Site site) {
+  const std::uint64_t flushes = cache_.flushes();
+  const bool possible = core_.attention_flags.load() == 0 && core_.canonical(va);
+  if (possible && code_for(va) != 0 && flushes == cache_.flushes() &&
+      core_.attention_flags.load() == 0) {
+    state_->context.store(context());
+    return site.resume;
+  }
+  // Whatever was in the way is met again, at the target.
+  core_.exception.valid = false;
+  interpret_next_ = false;
   return interpret(site);
 }
 

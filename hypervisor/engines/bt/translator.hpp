@@ -47,6 +47,7 @@ class Translator final : public interp::Accelerator {
   void refresh() noexcept;
   /// Code for core.rip, translated if need be; 0: the Core's leave_ says why not.
   std::uint64_t code_at_rip();
+  std::uint64_t code_for(std::uint64_t va);
   const TranslatedBlock* block_at(std::uint64_t va);
   const TranslatedBlock* crossing_block_at(std::uint64_t va, PA pa, CodeView code);
   bool fetch(std::uint64_t va, const std::byte*& host, PA& pa);
@@ -67,6 +68,7 @@ class Translator final : public interp::Accelerator {
   std::uint64_t memory(std::uint64_t va, Site site);
   std::uint64_t steps(const Site& site);
   bool may_go_on() noexcept;
+  std::uint64_t jump(std::uint64_t va, Site site);
   std::uint64_t interpret(const Site& site);
   std::uint64_t load_simd(const Site& site, std::uint64_t level);
   std::uint64_t load_x87(const Site& site);

@@ -568,7 +568,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   };
   std::vector<JumpEntry> jump_cache_;
   std::uint64_t generation_ = 1;  ///< grows when any VA -> block knowledge may be stale
-  FetchedPages fetched_;  ///< for an accelerator's knowledge of VAs
+  FetchedPages fetched_;          ///< for an accelerator's knowledge of VAs
   std::uint64_t places_ = 1;
   unsigned pauses_ = 0;  ///< PAUSE since the last rest
   Leave leave_ = Leave::look_up;

@@ -27,14 +27,15 @@ inline constexpr std::size_t kTlbModes = 3;
 /// them by bit 11: such pairs have entries apart.
 inline constexpr std::size_t kTlbBanks = 2;
 [[nodiscard]] constexpr std::size_t tlb_bank(std::uint16_t pcid) noexcept { return pcid >> 11 & 1; }
-inline constexpr std::size_t kTlbEntries = 2048;
+/// 64 MiB of reach. Host memory is touched only where entries are used.
+inline constexpr std::size_t kTlbEntries = 16384;
 inline constexpr std::uint64_t kNoTag = ~0ULL;  // never equal to (page | pcid) of a canonical VA
 
 /// One data translation. A tag is the VA's page base with the PCID in the low 12 bits.
 struct TlbEntry {
   std::uint64_t read_tag = kNoTag;
   std::uint64_t write_tag = kNoTag;
-  std::uint64_t addend = 0;        ///< host pointer = VA + addend (modulo 2^64)
+  std::uint64_t addend = 0;  ///< host pointer = VA + addend (modulo 2^64)
   /// PA page base; bit 0 global, bits 1-6 guest page shift, bit 7 set while the entry is listed as
   /// filled.
   std::uint64_t pa_and_flags = 0;
@@ -70,7 +71,7 @@ class FetchedPages {
     std::uint64_t generation = 1;
     bool any = false;
     bool non_global = false;
-    bool huge = false;  ///< of a page larger than a region
+    bool huge = false;                 ///< of a page larger than a region
     std::bitset<1U << kBits> pages;    ///< 4 KiB pages, hashed
     std::bitset<1U << kBits> regions;  ///< 4 MiB regions with large pages, hashed
   };
@@ -83,8 +84,7 @@ class Tlb {
  public:
   Tlb();
   [[nodiscard]] TlbEntry& slot(TlbMode mode, VA va, std::uint16_t pcid) noexcept {
-    return data_[mode + kTlbModes * tlb_bank(pcid)]
-                [va.value() >> kPageShift & (kTlbEntries - 1)];
+    return data_[mode + kTlbModes * tlb_bank(pcid)][va.value() >> kPageShift & (kTlbEntries - 1)];
   }
   [[nodiscard]] FetchEntry& fetch_slot(bool user, VA va) noexcept {
     return fetch_[user ? 1 : 0][va.value() >> kPageShift & (kFetchEntries - 1)];
@@ -120,8 +120,8 @@ class Tlb {
   void revoke_writes(PPN ppn) noexcept;
   void revoke_all_writes() noexcept;
   [[nodiscard]] static constexpr std::size_t bytes() noexcept {
-    return sizeof(TlbEntry) * kTlbModes * kTlbBanks * kTlbEntries + sizeof(FetchEntry) * 2 * kFetchEntries +
-           (sizeof(Fragments) << kFragmentBits);
+    return sizeof(TlbEntry) * kTlbModes * kTlbBanks * kTlbEntries +
+           sizeof(FetchEntry) * 2 * kFetchEntries + (sizeof(Fragments) << kFragmentBits);
   }
 
  private:
