@@ -78,7 +78,9 @@ class Comparison:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         make_initramfs(binary, initrd)
         # The native run is first: its checksums are those that the others must have.
-        self.columns = [native_column(binary), tcg_column(kernel, initrd, options.machine),
+        self.columns = [native_column(binary),
+                        *[tcg_column(kernel, initrd, options.machine, model)
+                          for model in options.models.split(",")],
                         *strata_columns(options, kernel, initrd)]
         tests = list_tests(binary)
         only = [w for w in options.only.split(",") if w]
@@ -163,7 +165,7 @@ def main():
     if not options.no_events:
         for column in comparison.columns:
             # The work is the same whatever the model; its mitigations are the kernel's.
-            if column.details.get("cpu_model") == "default":
+            if column.kind == "strata" and column.details.get("cpu_model") == "default":
                 comparison.count_events(column)
     performance.write(comparison.results, options.docs)
     print(f"wrote {options.docs}/performance.md and {options.json}")

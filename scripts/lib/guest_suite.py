@@ -43,13 +43,21 @@ def native_column(binary):
     return Column("native", "native", lambda arguments, stats: [binary, *arguments.split()])
 
 
-def tcg_column(kernel, initrd, machine):
+# What a kernel chooses its mitigations by: the identities of hypervisor/cpu/models, for a guest that
+# has the same ones on in both programs. `-cpu max` alone claims a processor that needs none.
+IDENTITY = {"default": "vendor=GenuineIntel,family=6,model=79,stepping=1",
+            "mitigation-free": "vendor=GenuineIntel,family=6,model=28,stepping=10"}
+
+
+def tcg_column(kernel, initrd, machine, model="default"):
     def command(arguments, stats):
-        return ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-machine",
+        return ["qemu-system-x86_64", "-accel", "tcg", "-cpu", f"max,{IDENTITY[model]}", "-smp", "1",
+                "-machine",
                 machine, "-m", str(MEMORY_MIB), "-nographic", "-no-reboot", "-kernel", kernel,
                 "-initrd", initrd, "-append", arguments]
 
-    return Column("qemu-tcg", "tcg", command)
+    name = "qemu-tcg" + ("" if model == "default" else f" {model}")
+    return Column(name, "tcg", command, {"cpu_model": model})
 
 
 def strata_column(strata, kernel, initrd, engine, mmu, model="default"):
