@@ -491,6 +491,10 @@ const Uop* Core::jump(const Uop* /*u*/, std::uint64_t target) {
   if (e.va == target && e.generation == generation_ && e.context == jump_context_) [[likely]] {
     return enter(e.block, target);
   }
+  // A stop due here comes before what fetching from there may raise: the position has to name one
+  // state, however a run got to it.
+  if (budget == 0) [[unlikely]]
+    return leave(Leave::attention);
   recorded_ = Leave::look_up;
   Block* b = find_block(target);
   if (b == nullptr) return leave(recorded_);
