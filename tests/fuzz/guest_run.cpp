@@ -303,15 +303,16 @@ std::string GuestRun::check_host() {
 }
 
 std::vector<std::byte> GuestRun::code_at(const cpu::VcpuState& state) {
-  const std::uint64_t va = state.segment[cpu::CS].base + state.rip;
+  const VA start{state.segment[cpu::CS].base + state.rip};
   std::vector<std::byte> bytes(isa::kMaxInstructionBytes);
   std::size_t got = 0;
   const Access access{AccessKind::execute, state.segment[cpu::SS].dpl() == 3, false};
   // Byte by byte: the page after it may not be there.
   while (got < bytes.size()) {
-    const auto t = mmu_->translate(0, VA{va + got}, access);
+    const auto t = mmu_->translate(0, start + got, access);
     if (!t) break;
-    must(machine_.guest.read(machine::kIdentitySpace, t->pa, std::span{bytes}.subspan(got, 1)));
+    must(machine_.guest.read(machine::kIdentitySpace, t->pa + (start + got).page_offset(),
+                             std::span{bytes}.subspan(got, 1)));
     ++got;
   }
   bytes.resize(got);
