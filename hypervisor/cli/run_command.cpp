@@ -23,13 +23,24 @@ struct RunOptions {
   std::string config;
   std::optional<std::string> kernel, initrd, append, memory, engine, mmu, cpu_model, serial, stats;
   std::optional<std::string> clock, record, load, save;
-  std::optional<std::uint64_t> save_at;
+  std::optional<std::uint64_t> save_at, check_every, check_from;
+  std::optional<std::string> check;
   std::optional<unsigned> cpus;
   std::optional<double> timeout;
   std::optional<std::uint16_t> debug_exit_port;
   bool test_devices = false;
   bool sandbox = true;
 };
+
+void merge_check(const RunOptions& o, vmm::VmConfig& config) {
+  if (o.check) config.check.target = o.check->empty() ? "interp" : *o.check;
+  if (o.check_every) config.check.every = *o.check_every;
+  if (o.check_from) config.check.from = *o.check_from;
+  // Only a run that repeats exactly can be looked at a second time.
+  if (!config.check.target.empty() && !o.clock && config.clock == "host") {
+    config.clock = "instructions";
+  }
+}
 
 Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
   vmm::VmConfig config;
@@ -56,6 +67,7 @@ Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
   if (o.save_at) config.save_at = *o.save_at;
   if (o.cpus) config.cpus = *o.cpus;
   if (o.timeout) config.timeout_seconds = *o.timeout;
+  merge_check(o, config);
   if (o.test_devices) config.test_devices = true;
   if (o.debug_exit_port) config.debug_exit_port = *o.debug_exit_port;
   if (o.memory) {
@@ -112,6 +124,38 @@ void report(const vmm::Outcome& outcome, const vmm::Vm& vm) {
   }
 }
 
+/// Says what lock-step came to. A difference found in coarse steps is looked for again, block by
+/// block, in a second run, which is the first one exactly unless somebody typed.
+void report_check(const vmm::Vm& vm, vmm::VmConfig config) {
+  const auto result = vm.check_result();
+  if (!result) return;
+  if (result->report.empty()) {
+    std::cerr << fmt::format(
+        "strata run: lock-step: {} states and {} memories compared, all equal\n", result->states,
+        result->memories);
+    return;
+  }
+  std::cerr << "strata run: lock-step: " << result->report;
+  if (config.check.every == 0 && (!result->page || config.check.page)) return;
+  if (config.clock == "host") return;
+  std::cerr << fmt::format("strata run: once more, by blocks from instruction {}\n",
+                           result->agreed);
+  config.check.every = 0;
+  config.check.from = result->agreed;
+  config.check.page = result->page;
+  auto silence = vmm::Console::open("null");
+  if (!silence) return;
+  auto again = vmm::Vm::create(config, **silence);
+  if (!again) return;
+  (*again)->start();
+  (void)(*again)->run();
+  const auto narrow = (*again)->check_result();
+  std::cerr << (narrow->report.empty()
+                    ? "strata run: no difference that way: the engine has to run "
+                      "on from block to block to show it\n"
+                    : narrow->report);
+}
+
 int run(const RunOptions& options) {
   const auto config = merge(options);
   if (!config) return usage_error(config.error().message);
@@ -123,8 +167,9 @@ int run(const RunOptions& options) {
   auto vm = vmm::Vm::create(*config, **console);
   if (!vm) return usage_error(vm.error().message);
   note((*vm)->remark());
-  Confinement confinement{options.sandbox};
-  note(confinement.remark());
+  // Lock-step may have to make these VMs once more, with all that a sandbox takes away.
+  Confinement confinement{options.sandbox && config->check.target.empty()};
+  if (!options.sandbox) note(confinement.remark());
   // Privileges go before the VM's threads are made, which inherit them; system calls after.
   if (const auto done = confinement.enter(); !done) return usage_error(done.error().message);
   (*vm)->start();
@@ -137,6 +182,7 @@ int run(const RunOptions& options) {
   signal.stop();
   (*console)->stop_input();
   report(outcome, **vm);
+  report_check(**vm, *config);
   const bool written = !*stats || write_stats(**vm, *config, confinement, std::move(**stats));
   return written ? vmm::exit_code(outcome) : 1;
 }
@@ -154,7 +200,27 @@ Exit codes:
     or was saved
   1 error inside strata   5 --timeout reached   64-127 debug-exit port: 64 + (value & 63)
   2 wrong option or file  6 quit from console
-  3 guest reset)";
+  3 guest reset           8 --check found a difference)";
+
+void add_exact_options(CLI::App& command, RunOptions& options) {
+  command.add_option("--clock", options.clock,
+                     "Guest time: host, or instructions[:MHZ], which makes a run without input "
+                     "repeat exactly [host]");
+  command.add_option("--record", options.record,
+                     "Log all that reaches the vCPUs to this file, for strata replay");
+  command.add_option("--save", options.save,
+                     "Save the VM to this file and end: at --save-at, or on SIGUSR1");
+  command.add_option("--save-at", options.save_at, "Instruction count at which to save");
+  command.add_option("--load", options.load, "Go on with a saved VM instead of a kernel");
+  command
+      .add_option("--check", options.check,
+                  "Run a second VM in lock-step, on ENGINE[,MMU] [interp, same MMU], and compare")
+      ->expected(0, 1);
+  command.add_option("--check-every", options.check_every,
+                     "Instructions between two comparisons; 0: after each block [0]");
+  command.add_option("--check-from", options.check_from,
+                     "Instruction count at which comparisons begin [0]");
+}
 
 }  // namespace
 
@@ -185,15 +251,7 @@ void add_run_command(CLI::App& app, int& exit_code) {
                       "A write to this port ends the VM (0xf4 for test kernels) [none]");
   command->add_flag("--test-devices", options->test_devices,
                     "fw_cfg, pc-testdev and debug exit at 0xf4, as kvm-unit-tests expect them");
-  command->add_option("--clock", options->clock,
-                      "Guest time: host, or instructions[:MHZ], which makes a run without input "
-                      "repeat exactly [host]");
-  command->add_option("--record", options->record,
-                      "Log all that reaches the vCPUs to this file, for strata replay");
-  command->add_option("--save", options->save,
-                      "Save the VM to this file and end: at --save-at, or on SIGUSR1");
-  command->add_option("--save-at", options->save_at, "Instruction count at which to save");
-  command->add_option("--load", options->load, "Go on with a saved VM instead of a kernel");
+  add_exact_options(*command, *options);
   command->footer(std::string{kFooter});
   command->callback([options, &exit_code] { exit_code = run(*options); });
 }

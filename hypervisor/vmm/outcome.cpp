@@ -22,6 +22,8 @@ std::string_view name_of(Ending ending) noexcept {
       return "internal-error";
     case Ending::saved:
       return "save";
+    case Ending::diverged:
+      return "divergence";
   }
   return "unknown";
 }
@@ -44,6 +46,8 @@ int exit_code(const Outcome& outcome) noexcept {
       return 6;
     case Ending::out_of_memory:
       return 7;
+    case Ending::diverged:
+      return 8;
     case Ending::debug_exit:
       return static_cast<int>(64 + (outcome.debug_value & 63));
   }

@@ -17,7 +17,8 @@ enum class Ending : std::uint8_t {
   quit,
   out_of_memory,
   internal_error,
-  saved  ///< to be loaded elsewhere
+  saved,    ///< to be loaded elsewhere
+  diverged  ///< a second VM that got the same input came to something else
 };
 [[nodiscard]] std::string_view name_of(Ending ending) noexcept;
 

@@ -161,6 +161,7 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   if (!config_.record.empty()) {
     if (auto done = start_recording(); !done) return done;
   }
+  if (!config_.check.target.empty()) prepare_check();
   devices::MemoryWriter& own = *this;
   devices::MemoryWriter& memory = exact_->recorder ? *exact_->recorder : own;
   platform_ = std::make_unique<Platform>(platform_config(), clock_, clocks_->timers(), model_, sink,
@@ -226,15 +227,17 @@ Expected<std::unique_ptr<engine::Vcpu>, ConfigError> Vm::make_vcpu(VcpuId id) {
   environment.model = &model_;
   environment.vcpus = config_.cpus;
   environment.group = group_.get();
+  std::unique_ptr<interp::Core> core;
 #ifdef STRATA_HAS_BT
   if (config_.engine == "bt") {
-    auto core = bt::make_core(environment);
+    core = bt::make_core(environment);
     if (!core)
       return bad("--engine: bt needs executable memory below 2 GiB, which the host refuses");
-    return std::unique_ptr<engine::Vcpu>{std::move(core)};
   }
 #endif
-  return std::unique_ptr<engine::Vcpu>{std::make_unique<interp::Core>(environment)};
+  if (!core) core = std::make_unique<interp::Core>(environment);
+  if (exact_->check) exact_->check->cores.push_back(core.get());
+  return std::unique_ptr<engine::Vcpu>{std::move(core)};
 }
 
 Expected<void, ConfigError> Vm::load_guest() {

@@ -26,6 +26,7 @@
 #include "vmm/platform.hpp"
 #include "vmm/platform_exits.hpp"
 #include "vmm/replay/chunk_file.hpp"
+#include "vmm/replay/event.hpp"
 #include "vmm/vcpu_thread.hpp"
 #include "vmm/vm_config.hpp"
 
@@ -47,6 +48,15 @@ struct ReplayResult {
   bool stopped = false;      ///< `until` was reached
   std::string message;       ///< one line for the user
   std::uint64_t events = 0;  ///< replayed
+};
+
+/// What lock-step came to.
+struct CheckResult {
+  std::uint64_t states = 0;           ///< compared
+  std::uint64_t memories = 0;         ///< compared, whole
+  std::uint64_t agreed = 0;           ///< instructions of all vCPUs when all was equal last
+  std::optional<std::uint64_t> page;  ///< memory differs there
+  std::string report;                 ///< lines for the user; empty: no difference
 };
 
 class Vm final : private devices::MachineControl,
@@ -92,6 +102,9 @@ class Vm final : private devices::MachineControl,
   /// Console input; see Serial8250. Any thread.
   [[nodiscard]] devices::Serial8250& serial() noexcept { return platform_->serial(); }
 
+  /// After run(); nothing where the configuration asks for no lock-step.
+  [[nodiscard]] std::optional<CheckResult> check_result() const;
+
   /// Everything counted, for --stats. After run().
   [[nodiscard]] nlohmann::json stats() const;
   [[nodiscard]] Overhead overhead() const;
@@ -108,6 +121,7 @@ class Vm final : private devices::MachineControl,
   class Listener;
   struct Clocks;
   struct Exactness;
+  struct Check;
   Vm(const VmConfig& config, boot::MemoryMap map, std::unique_ptr<Clocks> clocks,
      cpu::CpuModel model);
   Expected<void, ConfigError> build(devices::CharSink& sink);
@@ -132,6 +146,7 @@ class Vm final : private devices::MachineControl,
   // vm_exact.cpp: turns on one thread
   void run_turns();
   void run_slice(VcpuThread& vcpu);
+  [[nodiscard]] std::uint64_t next_stop(std::uint64_t here, std::uint64_t end);
   void wait_for_request();
   void poke();
   /// All vCPUs take turns on the thread that calls run().
@@ -139,7 +154,21 @@ class Vm final : private devices::MachineControl,
   [[nodiscard]] bool has_ended() const;
   [[nodiscard]] std::uint64_t instructions_retired() const;
   Expected<void, ConfigError> start_recording();
+  void record_to(replay::EventSink& log);
   Expected<void, ConfigError> finish_recording();
+
+  // vm_check.cpp: lock-step
+  void prepare_check();
+  /// The second VM, as this one stands.
+  Expected<void, ConfigError> start_follower();
+  /// Where the next comparison is due, if that is before `stop`.
+  [[nodiscard]] std::uint64_t next_check(std::uint64_t here, std::uint64_t stop);
+  /// `vcpu` came to a boundary that a second run can stop at.
+  [[nodiscard]] bool can_check(const VcpuThread& vcpu) const;
+  void check_here(const VcpuThread& vcpu);
+  void check_memory();
+  void finish_check();
+  void diverged(const std::string& what, const std::string& details);
 
   // vm_state.cpp: saved VMs
   static Expected<std::unique_ptr<Vm>, ConfigError> create_loaded(const VmConfig& config,

@@ -82,6 +82,7 @@ Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
                       : key == "record"    ? &config.record
                       : key == "load"      ? &config.load
                       : key == "save"      ? &config.save
+                      : key == "check"     ? &config.check.target
                                            : nullptr;
   if (text == nullptr) {
     return bad(fmt::format("{}: unknown key '{}'; the keys are the long options of strata run",
@@ -159,12 +160,22 @@ namespace {
 Expected<void, ConfigError> validate_exact(const VmConfig& config) {
   if (const auto clock = parse_clock(config.clock); !clock) return Unexpected{clock.error()};
   if (config.save_at && config.save.empty()) return bad("--save-at: --save must name a file");
-  const bool exact = config.clock != "host" || !config.record.empty() || !config.save.empty();
-  if (exact && config.engine != "interp") {
+  const bool check = !config.check.target.empty();
+  const bool exact =
+      config.clock != "host" || !config.record.empty() || !config.save.empty() || check;
+  if (exact && config.engine == "kvm") {
     return bad(
-        fmt::format("--engine: {} does not stop at exact counts; --clock, --record and --save "
-                    "need interp",
+        fmt::format("--engine: {} does not stop at exact counts; --clock, --record, --save and "
+                    "--check need interp",
                     config.engine));
+  }
+  if (check) {
+    if (!config.record.empty()) return bad("--check: can not be together with --record");
+    const CheckTarget target = check_target(config);
+    if (target.engine == "kvm") return bad("--check: kvm does not stop at exact counts");
+    if (const auto fits = check_combination(target.engine, target.mmu); !fits) {
+      return bad("--check: " + fits.error());
+    }
   }
   if (config.test_devices && !(config.save.empty() && config.load.empty())) {
     return bad("--test-devices: have no state that --save or --load could keep");
@@ -176,6 +187,13 @@ Expected<void, ConfigError> validate_exact(const VmConfig& config) {
 }
 
 }  // namespace
+
+CheckTarget check_target(const VmConfig& config) {
+  const std::string& text = config.check.target;
+  const std::size_t comma = text.find(',');
+  if (comma == std::string::npos) return {text, config.mmu};
+  return {text.substr(0, comma), text.substr(comma + 1)};
+}
 
 Expected<void, ConfigError> validate(const VmConfig& config) {
   if (auto exact = validate_exact(config); !exact) return exact;

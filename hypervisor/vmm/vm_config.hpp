@@ -18,6 +18,14 @@ struct ConfigError {
 /// Most vCPUs a VM can have.
 inline constexpr unsigned kMaxVcpus = 8;
 
+/// Lock-step; see docs/record-and-replay.md.
+struct CheckConfig {
+  std::string target;                 ///< ENGINE[,MMU] of the second VM; empty: there is none
+  std::uint64_t every = 0;            ///< instructions between two comparisons; 0: a block
+  std::uint64_t from = 0;             ///< the first instruction count at which to compare
+  std::optional<std::uint64_t> page;  ///< address of a page of memory to compare each time
+};
+
 /// The keys of `strata run` and of a config file. Paths are as given.
 struct VmConfig {
   std::string kernel;
@@ -39,7 +47,16 @@ struct VmConfig {
   std::string load;                      ///< a saved VM to go on with, instead of a kernel
   std::string save;                      ///< where a saved VM is written
   std::optional<std::uint64_t> save_at;  ///< instruction count at which it is
+  CheckConfig check;
 };
+
+/// The second VM's engine and MMU.
+struct CheckTarget {
+  std::string engine;
+  std::string mmu;
+};
+/// What `config.check.target` says; an MMU that is left out is the first VM's.
+[[nodiscard]] CheckTarget check_target(const VmConfig& config);
 
 /// "512M", "2G", "4096K", "1T" or a plain number of MiB. Errors say what would be right.
 [[nodiscard]] Expected<std::uint64_t, ConfigError> parse_memory(std::string_view text);

@@ -33,11 +33,10 @@ std::uint64_t Vm::instructions_retired() const {
 }
 
 void Vm::run_turns() {
-  if (exact_->recorder) {
-    if (const auto done = write_state(*exact_->record_file); !done) {
-      return ended({Ending::internal_error, 0, done.error().message});
-    }
-  }
+  Expected<void, ConfigError> begun;
+  if (exact_->record_file) begun = write_state(*exact_->record_file);
+  if (exact_->check) begun = start_follower();
+  if (!begun) return ended({Ending::internal_error, 0, begun.error().message});
   std::size_t& next = exact_->turn;
   while (!has_ended()) {
     std::size_t tried = 0;
@@ -55,12 +54,27 @@ void Vm::run_turns() {
     }
     if (exact_->save_requested && !has_ended()) save_now();
   }
-  if (exact_->recorder) {
+  if (exact_->check) finish_check();
+  if (exact_->record_file) {
     if (const auto done = finish_recording(); !done) {
       const std::lock_guard guard{lock_};
       outcome_ = Outcome{Ending::internal_error, 0, done.error().message};
     }
   }
+}
+
+/// The instruction count at which a vCPU that stands at `here` has to stop, `end` at the latest.
+std::uint64_t Vm::next_stop(std::uint64_t here, std::uint64_t end) {
+  std::uint64_t stop = end;
+  if (clocks_->instructions) {
+    if (const auto ticks = clocks_->instructions->ticks_to_next()) {
+      stop = std::min(stop, here + *ticks);
+    }
+  }
+  if (config_.save_at && *config_.save_at >= instructions_retired()) {
+    stop = std::min(stop, here + (*config_.save_at - instructions_retired()));
+  }
+  return exact_->check ? next_check(here, stop) : stop;
 }
 
 /// One vCPU runs until its slice is used up, it sleeps, or the VM ends: always to a boundary
@@ -76,17 +90,14 @@ void Vm::run_slice(VcpuThread& vcpu) {
   for (;;) {
     if (clock != nullptr) clock->run_due();
     if (exact_->recorder) exact_->recorder->drain();
-    std::uint64_t stop = end;
-    if (clock != nullptr) {
-      if (const auto ticks = clock->ticks_to_next()) stop = std::min(stop, here() + *ticks);
-    }
-    if (config_.save_at && *config_.save_at >= instructions_retired()) {
-      stop = std::min(stop, here() + (*config_.save_at - instructions_retired()));
-    }
-    vcpu.vcpu().stop_at({stop, 0});
+    vcpu.vcpu().stop_at({next_stop(here(), end), 0});
     const VcpuThread::Turn turn = vcpu.take_turn();
     if (turn == VcpuThread::Turn::stopped) return;
     if (turn == VcpuThread::Turn::exited) continue;
+    if (exact_->check) {
+      if (!can_check(vcpu)) continue;
+      check_here(vcpu);
+    }
     if (config_.save_at && instructions_retired() == *config_.save_at) {
       exact_->save_requested = true;
     }
@@ -123,12 +134,16 @@ Expected<void, ConfigError> Vm::start_recording() {
   auto file = replay::ChunkWriter::create(std::move(*output), replay::FileKind::recording);
   if (!file) return Unexpected{ConfigError{"--record: " + file.error().message}};
   exact_->record_file = std::move(*file);
+  exact_->log = std::make_unique<replay::EventWriter>(*exact_->record_file, config_.cpus);
+  record_to(*exact_->log);
+  return {};
+}
+
+void Vm::record_to(replay::EventSink& log) {
   engine::RandomSource& random = clocks_->instructions
                                      ? static_cast<engine::RandomSource&>(exact_->seeded)
                                      : exact_->host_random;
-  exact_->recorder =
-      std::make_unique<replay::Recorder>(*exact_->record_file, config_.cpus, clock_, random);
-  return {};
+  exact_->recorder = std::make_unique<replay::Recorder>(log, config_.cpus, clock_, random);
 }
 
 Expected<void, ConfigError> Vm::finish_recording() {

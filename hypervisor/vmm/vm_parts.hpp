@@ -13,6 +13,7 @@
 #include "vmm/replay/recorder.hpp"
 #include "vmm/replay/seeded_random.hpp"
 #include "vmm/vm.hpp"
+#include "vmm/vm_check.hpp"
 
 namespace strata::vmm {
 
@@ -36,6 +37,8 @@ struct Vm::Exactness {
   replay::HostRandom host_random;
   replay::SeededRandom seeded;  ///< with a clock that counts instructions
   std::unique_ptr<replay::ChunkWriter> record_file;
+  std::unique_ptr<replay::EventWriter> log;
+  std::unique_ptr<Check> check;
   std::unique_ptr<replay::Recorder> recorder;
   std::optional<host::OutputFile> save_file;
   std::unique_ptr<replay::ChunkReader> replay_file;

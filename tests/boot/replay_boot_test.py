@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """A stock Debian kernel, exactly: recorded under the first backend, replayed under the others; saved
-in the middle and gone on with elsewhere. Every way ends with the same instructions and memory.
+in the middle and gone on with elsewhere; in lock-step with a second VM. Every way ends with the
+same instructions and memory.
 
 Usage: replay_boot_test.py STRATA IMAGES MMU...
 IMAGES is what scripts/guest-images makes. Exit code 77: the kernel is not there.
@@ -64,6 +65,11 @@ def main():
         assert rest[1:] == (instructions, checksum), (at, rest[1:], instructions, checksum)
         print(f"saved at instruction {at:,} of {instructions:,}, "
               f"{saved.stat().st_size / 2**20:.1f} MiB; loaded elsewhere: the same end")
+
+        said = strata(program, "run", *exact, "--mmu", mmus[-1], "--check", "interp," + mmus[0],
+                      "--check-every", 2000).stderr
+        assert "all equal" in said, said
+        print(said.strip())
     return 0
 
 

@@ -141,6 +141,36 @@ class Exact(unittest.TestCase):
         done = strata("run", "--load", saved, stdin=None, input="poweroff\n")
         self.assertEqual(done.returncode, 0, done.stderr)
 
+    def check(self, *options):
+        """A run in lock-step that shows no difference, and how many states were compared."""
+        done = strata("run", "--kernel", GUEST, "--append", "auto", "--memory", "64M", *options)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.one_line(done, "all equal")
+        return done.stdout, int(done.stderr.split("lock-step: ")[1].split()[0])
+
+    def translators(self):
+        return {"bt"} & {line.split(" ")[0] for line in strata("--version").stdout.splitlines()}
+
+    def test_lock_step(self):
+        plain = self.guest(*EXACT)[0]
+        for mmu in MMUS:
+            output, states = self.check("--check", "interp," + mmu, "--mmu", MMUS[0])
+            self.assertEqual(output, plain)
+            self.assertGreater(states, 50_000)
+        self.check("--check", "--check-every", 1000, "--check-from", 50_000)
+        for engine in self.translators():
+            for mmu in MMUS:
+                for every in (0, 1, 1000):
+                    self.check("--engine", engine, "--mmu", mmu, "--check=interp", "--check-every",
+                               every)
+        self.check("--check", "--check-every", 20_000, "--cpus", 4)
+
+    def test_lock_step_that_is_not_possible(self):
+        for target, said in (("kvm", "exact"), ("none", "not built in"), ("interp,none", "none")):
+            done = strata("run", "--kernel", GUEST, "--check", target)
+            self.assertEqual(done.returncode, 2)
+            self.one_line(done, "--check", said)
+
     def test_what_is_no_recording_is_refused(self):
         recording, saved = self.directory / "guest.rec", self.directory / "guest.vm"
         self.guest("--record", recording)

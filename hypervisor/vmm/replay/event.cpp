@@ -105,7 +105,6 @@ void EventWriter::write(const Event& e) {
     put(buffer_, e.bytes.size());
     buffer_.insert(buffer_.end(), e.bytes.begin(), e.bytes.end());
   }
-  ++events_;
 }
 
 void EventWriter::flush() {

@@ -62,37 +62,61 @@ struct Event {
 /// One line: position, kind, request and answer.
 [[nodiscard]] std::string describe(const Event& event);
 
+/// Where a recorder's events go: a file, or a queue (event_queue.hpp). One thread.
+class EventSink {
+ public:
+  EventSink() = default;
+  EventSink(const EventSink&) = delete;
+  EventSink& operator=(const EventSink&) = delete;
+  virtual ~EventSink() = default;
+  virtual void write(const Event& event) = 0;
+  /// Passes on what is buffered.
+  virtual void flush() {}
+};
+
+/// Where a player's events come from. One thread.
+class EventSource {
+ public:
+  EventSource() = default;
+  EventSource(const EventSource&) = delete;
+  EventSource& operator=(const EventSource&) = delete;
+  virtual ~EventSource() = default;
+  /// The next event, still to come after pop(); null: none yet. Errors: the file is cut off or
+  /// damaged.
+  [[nodiscard]] virtual Result<const Event*> front() = 0;
+  /// Where the next event lies that is between instructions; it may be front().
+  [[nodiscard]] virtual Result<engine::VcpuPosition> next_stop() = 0;
+  virtual void pop() = 0;
+  /// Popped so far.
+  [[nodiscard]] virtual std::uint64_t events() const noexcept = 0;
+};
+
 /// Encodes events into chunks. Positions and TSC values are differences to the ones before. One
 /// thread.
-class EventWriter {
+class EventWriter final : public EventSink {
  public:
   EventWriter(ChunkWriter& file, unsigned vcpus);
-  void write(const Event& event);
-  /// Writes out what is buffered.
-  void flush();
-  [[nodiscard]] std::uint64_t events() const noexcept { return events_; }
+  void write(const Event& event) override;
+  void flush() override;
 
  private:
   ChunkWriter& file_;
   std::vector<std::byte> buffer_;
   std::vector<std::uint64_t> instructions_;  ///< of each vCPU's last event
   std::uint64_t tsc_ = 0;
-  std::uint64_t events_ = 0;
 };
 
 /// Decodes them. One thread.
-class EventReader {
+class EventReader final : public EventSource {
  public:
   /// Starts in the file after the chunks of the initial state.
   EventReader(ChunkReader& file, unsigned vcpus);
-  /// The next event, still to come after pop(). Errors: the file is cut off or damaged.
-  [[nodiscard]] Result<const Event*> front();
-  /// Where the next event lies that is between instructions; it may be front().
-  [[nodiscard]] Result<engine::VcpuPosition> next_stop();
-  void pop();
+  [[nodiscard]] Result<const Event*> front() override;
+  [[nodiscard]] Result<engine::VcpuPosition> next_stop() override;
+  void pop() override;
   /// The content of the `end` chunk that follows the last event.
   [[nodiscard]] Result<nlohmann::json> end();
-  [[nodiscard]] std::uint64_t events() const noexcept { return popped_; }
+  [[nodiscard]] std::uint64_t events() const noexcept override { return popped_; }
 
  private:
   [[nodiscard]] Result<void> decode_one();

@@ -183,6 +183,37 @@ std::optional<std::uint64_t> memory_checksum(machine::GuestMemory& memory,
   return XXH3_64bits_digest(hash.get());
 }
 
+Result<void> copy_memory(machine::GuestMemory& from, machine::GuestMemory& to,
+                         std::span<const boot::Region> ram) {
+  bool written = true;
+  const bool read = each_piece(from, ram, [&](PA pa, std::span<const std::byte> bytes) {
+    for (std::size_t at = 0; at < bytes.size(); at += kPageSize) {
+      const auto page = bytes.subspan(at, kPageSize);
+      if (!all_zero(page)) written &= to.write(machine::kIdentitySpace, pa + at, page).has_value();
+    }
+  });
+  if (read && written) return {};
+  return Unexpected{FileError{"the host has no memory for a copy of the guest's"}};
+}
+
+std::optional<PA> first_difference(machine::GuestMemory& a, machine::GuestMemory& b,
+                                   std::span<const boot::Region> ram) {
+  std::optional<PA> found;
+  std::vector<std::byte> other;
+  const bool read = each_piece(a, ram, [&](PA pa, std::span<const std::byte> bytes) {
+    if (found) return;
+    other.resize(bytes.size());
+    if (!b.read(machine::kIdentitySpace, pa, other)) {
+      found = pa;
+    } else if (std::memcmp(bytes.data(), other.data(), bytes.size()) != 0) {
+      const auto at = std::mismatch(bytes.begin(), bytes.end(), other.begin()).first;
+      found = pa + static_cast<std::uint64_t>(at - bytes.begin());
+    }
+  });
+  if (!read && !found) found = ram.front().start;
+  return found;
+}
+
 Result<void> save_memory(machine::GuestMemory& memory, std::span<const boot::Region> ram,
                          ChunkWriter& file) {
   std::vector<std::byte> buffer;

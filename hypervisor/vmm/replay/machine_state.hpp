@@ -22,6 +22,14 @@ namespace strata::replay {
 [[nodiscard]] std::optional<std::uint64_t> memory_checksum(machine::GuestMemory& memory,
                                                            std::span<const boot::Region> ram);
 
+/// Copies the pages that are not all zeros to memory that is.
+[[nodiscard]] Result<void> copy_memory(machine::GuestMemory& from, machine::GuestMemory& to,
+                                       std::span<const boot::Region> ram);
+/// Address of the first byte in which two memories differ. Pages that can not be read count as
+/// different.
+[[nodiscard]] std::optional<PA> first_difference(machine::GuestMemory& a, machine::GuestMemory& b,
+                                                 std::span<const boot::Region> ram);
+
 /// Writes the pages that are not all zeros.
 [[nodiscard]] Result<void> save_memory(machine::GuestMemory& memory,
                                        std::span<const boot::Region> ram, ChunkWriter& file);

@@ -28,9 +28,9 @@ class Player::Interrupts final : public engine::InterruptSource {
   explicit Interrupts(Player& player) : player_{player} {}
   bool pending() override { return player_.interrupt_here(EventKind::interrupt); }
   std::optional<std::uint8_t> acknowledge() override {
-    const auto front = player_.events_.front();
-    if (!front || (*front)->kind != EventKind::interrupt) return std::nullopt;
-    const auto vector = static_cast<std::uint8_t>((*front)->value);
+    const Event* front = player_.front();
+    if (front == nullptr || front->kind != EventKind::interrupt) return std::nullopt;
+    const auto vector = static_cast<std::uint8_t>(front->value);
     player_.events_.pop();
     return vector;
   }
@@ -53,7 +53,7 @@ class Player::Interrupts final : public engine::InterruptSource {
   Player& player_;
 };
 
-Player::Player(EventReader& events, unsigned vcpus, devices::MemoryWriter& memory,
+Player::Player(EventSource& events, unsigned vcpus, devices::MemoryWriter& memory,
                std::uint32_t signature)
     : events_{events}, memory_{memory}, signature_{signature}, vcpus_(vcpus, nullptr) {
   for (unsigned i = 0; i < vcpus; ++i) interrupts_.push_back(std::make_unique<Interrupts>(*this));
@@ -73,24 +73,30 @@ void Player::fail(std::string message) {
   vcpu().kick();
 }
 
-void Player::diverge(const std::string& got) {
+const Event* Player::front() {
   const auto front = events_.front();
-  if (!front) return fail(front.error().message);
-  fail(fmt::format("diverged on vCPU {} at {}: got {}; recorded is {} at {}", current_,
-                   describe(vcpu().position()), got, describe(**front),
-                   describe((*front)->position)));
+  if (front) return *front;
+  fail(front.error().message);
+  return nullptr;
+}
+
+void Player::diverge(const std::string& got) {
+  const Event* next = front();
+  fail(fmt::format(
+      "diverged on vCPU {} at {}: got {}; recorded is {}", current_, describe(vcpu().position()),
+      got, next == nullptr ? "nothing" : describe(*next) + " at " + describe(next->position)));
 }
 
 std::optional<Event> Player::expect(Event asked) {
   asked.vcpu = current_;
   asked.position = {vcpu().position().instructions, 0};
   for (;;) {
-    const auto front = events_.front();
-    if (!front) {
-      fail(front.error().message);
+    const Event* next = front();
+    if (next == nullptr) {
+      diverge(describe(asked));
       return std::nullopt;
     }
-    Event e = **front;
+    Event e = *next;
     if (e.kind == EventKind::memory) {
       if (!memory_.write(PA{e.address}, e.bytes)) fail("a recorded device write is not to memory");
       events_.pop();
@@ -110,8 +116,8 @@ std::optional<Event> Player::expect(Event asked) {
 }
 
 bool Player::interrupt_here(EventKind kind) {
-  const auto front = events_.front();
-  return front && (*front)->kind == kind && (*front)->position == vcpu().position();
+  const Event* next = front();
+  return next != nullptr && next->kind == kind && next->position == vcpu().position();
 }
 
 // ---- running ------------------------------------------------------------------------------------
@@ -120,13 +126,14 @@ Player::Stop Player::run(std::optional<std::uint64_t> until) {
   while (error_.empty()) {
     const VcpuPosition here = vcpu().position();
     if (until && here.instructions >= *until) return Stop::reached;
-    const auto front = events_.front();
+    const Event* first = front();
+    if (first == nullptr) return error_.empty() ? Stop::waiting : Stop::error;
     const auto stop = events_.next_stop();
-    if (!front || !stop) {
-      fail(front ? stop.error().message : front.error().message);
+    if (!stop) {
+      fail(stop.error().message);
       break;
     }
-    const Event& e = **front;
+    const Event& e = *first;
     VcpuPosition next = *stop;
     if (between_instructions(e.kind)) {
       if (e.position == here) {
@@ -244,9 +251,9 @@ void Player::answer(const engine::Exit& exit) {
   const auto kind = kind_of(exit.kind);
   if (!kind) {
     // HLT, or the guest's end: what comes next in the recording comes right here.
-    const auto front = events_.front();
+    const Event* next = front();
     const bool here =
-        front && between_instructions((*front)->kind) && (*front)->position == vcpu().position();
+        next != nullptr && between_instructions(next->kind) && next->position == vcpu().position();
     if (!here) diverge(fmt::format("the exit '{}' {}", name_of(exit.kind), exit.reason));
     return;
   }

@@ -20,7 +20,7 @@ class Player final : public engine::TscSource, public engine::RandomSource {
  public:
   /// `memory` is where recorded device writes go; `signature` is CPUID.1:EAX, for INIT. All must
   /// outlive the player.
-  Player(EventReader& events, unsigned vcpus, devices::MemoryWriter& memory,
+  Player(EventSource& events, unsigned vcpus, devices::MemoryWriter& memory,
          std::uint32_t signature);
   ~Player() override;
   [[nodiscard]] engine::InterruptSource& interrupts(VcpuId vcpu);
@@ -30,10 +30,11 @@ class Player final : public engine::TscSource, public engine::RandomSource {
   enum class Stop : std::uint8_t {
     end,      ///< the recording's end, reached where it was recorded
     reached,  ///< until() was reached
+    waiting,  ///< the source has no more events yet
     error     ///< see error()
   };
-  /// Runs to the recording's end, or until the vCPU whose turn it is has retired `until`
-  /// instructions if that comes first.
+  /// Runs to the recording's end, or through the last event there is yet, or until the vCPU whose
+  /// turn it is has retired `until` instructions if that comes first.
   Stop run(std::optional<std::uint64_t> until);
   [[nodiscard]] const std::string& error() const noexcept { return error_; }
   [[nodiscard]] VcpuId current() const noexcept { return current_; }
@@ -47,6 +48,8 @@ class Player final : public engine::TscSource, public engine::RandomSource {
   /// Takes the front event if it is what was asked for, with device writes before it carried out;
   /// nothing: diverged.
   std::optional<Event> expect(Event asked);
+  /// The next event; null: none, and fail() has been called if that is an error.
+  const Event* front();
   void diverge(const std::string& got);
   void fail(std::string message);
   [[nodiscard]] engine::Vcpu& vcpu() noexcept { return *vcpus_[current_]; }
@@ -57,7 +60,7 @@ class Player final : public engine::TscSource, public engine::RandomSource {
   void deliver();
   void advance(const engine::VcpuPosition& stop);
 
-  EventReader& events_;
+  EventSource& events_;
   devices::MemoryWriter& memory_;
   const std::uint32_t signature_;
   std::vector<engine::Vcpu*> vcpus_;

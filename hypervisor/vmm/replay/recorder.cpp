@@ -41,9 +41,9 @@ class Recorder::Interrupts final : public engine::InterruptSource {
   engine::InterruptSource& real_;
 };
 
-Recorder::Recorder(ChunkWriter& file, unsigned vcpus, engine::TscSource& tsc,
+Recorder::Recorder(EventSink& log, unsigned vcpus, engine::TscSource& tsc,
                    engine::RandomSource& random)
-    : log_{file, vcpus},
+    : log_{log},
       tsc_{tsc},
       random_{random},
       vcpus_(vcpus, nullptr),

@@ -25,7 +25,7 @@ class Recorder final : public vmm::ExitHandler,
  public:
   /// `tsc` and `random` are the real ones, as are those that connect() gets; all must outlive the
   /// recorder. The constructing thread records.
-  Recorder(ChunkWriter& file, unsigned vcpus, engine::TscSource& tsc, engine::RandomSource& random);
+  Recorder(EventSink& log, unsigned vcpus, engine::TscSource& tsc, engine::RandomSource& random);
   ~Recorder() override;
   void connect(vmm::ExitHandler& exits, devices::MemoryWriter& memory);
 
@@ -39,13 +39,13 @@ class Recorder final : public vmm::ExitHandler,
   /// The vCPU whose turn it is was reset or started.
   void init();
   void startup(std::uint8_t vector);
-  /// A stop that nothing happens at: bounds how far a reader has to look ahead.
+  /// A stop that nothing happens at: bounds how far a reader has to look ahead, and is where a
+  /// player that follows live stops.
   void mark() { turn(current_); }
   /// The last event, where the current vCPU stands now.
   void end();
   /// Stores what devices wrote on threads of their own since. Between instructions.
   void drain();
-  [[nodiscard]] std::uint64_t events() const noexcept { return log_.events(); }
 
   // vmm::ExitHandler
   std::uint64_t port_read(VcpuId vcpu, std::uint16_t port, unsigned size) override;
@@ -78,7 +78,7 @@ class Recorder final : public vmm::ExitHandler,
     }
   }
 
-  EventWriter log_;
+  EventSink& log_;
   engine::TscSource& tsc_;
   engine::RandomSource& random_;
   vmm::ExitHandler* exits_ = nullptr;

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "temporary_file.hpp"
+#include "vmm/replay/event_queue.hpp"
 
 namespace strata::replay {
 namespace {
@@ -43,6 +44,31 @@ std::vector<Event> random_events(unsigned count) {
   end.position.instructions = instructions[vcpu];
   events.push_back(end);
   return events;
+}
+
+TEST(Events, AQueuePassesThemOnAsTheyCome) {
+  EventQueue queue;
+  EXPECT_EQ(*queue.front(), nullptr);
+  EXPECT_FALSE(queue.next_stop());
+  const std::vector<Event> events = random_events(2'000);
+  std::size_t out = 0;
+  for (std::size_t in = 0; in < events.size(); ++in) {
+    queue.write(events[in]);
+    if (!between_instructions(events[in].kind)) continue;
+    for (; out <= in; ++out) {
+      ASSERT_EQ(**queue.front(), events[out]);
+      const auto stop =
+          std::find_if(events.begin() + static_cast<std::ptrdiff_t>(out), events.end(),
+                       [](const Event& e) { return between_instructions(e.kind); });
+      EXPECT_EQ(*queue.next_stop(), stop->position);
+      queue.pop();
+    }
+    EXPECT_EQ(*queue.front(), nullptr);
+  }
+  EXPECT_EQ(queue.events(), events.size());
+  EXPECT_FALSE(queue.recent().empty());
+  queue.forget();
+  EXPECT_TRUE(queue.recent().empty());
 }
 
 TEST(Events, WhatGoesInComesOut) {

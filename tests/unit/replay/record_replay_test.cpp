@@ -85,7 +85,8 @@ class RecordReplayTest : public ::testing::Test {
     FakeInterrupts interrupts;
     FakeTsc tsc;
     Outside outside{m_};
-    Recorder recorder{**file, 1, tsc, outside};
+    EventWriter log{**file, 1};
+    Recorder recorder{log, 1, tsc, outside};
     recorder.connect(outside, outside);
     outside.writer = &recorder;
     prepare(recorder.interrupts(0, interrupts), recorder, recorder, kGuest);
