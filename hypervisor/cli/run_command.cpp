@@ -1,6 +1,7 @@
 // strata run: one VM in this process.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -124,9 +125,43 @@ void report(const vmm::Outcome& outcome, const vmm::Vm& vm) {
   }
 }
 
-/// Says what lock-step came to. A difference found in coarse steps is looked for again, block by
-/// block, in a second run, which is the first one exactly unless somebody typed.
-void report_check(const vmm::Vm& vm, vmm::VmConfig config) {
+/// The same run with comparisons as in `config`. Nothing: it showed no difference.
+std::optional<vmm::CheckResult> check_again(const vmm::VmConfig& config) {
+  auto silence = vmm::Console::open("null");
+  if (!silence) return std::nullopt;
+  auto vm = vmm::Vm::create(config, **silence);
+  if (!vm) return std::nullopt;
+  (*vm)->start();
+  (void)(*vm)->run();
+  auto result = (*vm)->check_result();
+  return result && !result->report.empty() ? result : std::nullopt;
+}
+
+/// Finds a difference again, between where all was equal and where it was seen: after which block,
+/// or, where it needs several on end, in ever smaller steps. Each try is the first run over again,
+/// exactly unless somebody typed.
+void narrow(vmm::VmConfig config, vmm::CheckResult result) {
+  std::uint64_t step = std::max<std::uint64_t>(config.check.every, 1000);
+  config.check.every = 0;
+  for (;;) {
+    config.check.from = result.agreed;
+    config.check.until = result.found;
+    config.check.page = result.page;
+    std::cerr << fmt::format("strata run: once more from instruction {}, {}\n", result.agreed,
+                             config.check.every == 0
+                                 ? "block by block"
+                                 : fmt::format("in steps of {}", config.check.every));
+    const auto closer = check_again(config);
+    std::cerr << (closer ? closer->report : "no difference that way\n");
+    if (closer) result = *closer;
+    if ((closer && config.check.every == 0) || step == 1) return;
+    step = std::max<std::uint64_t>(step / 10, 1);
+    config.check.every = step;
+  }
+}
+
+/// Says what lock-step came to.
+void report_check(const vmm::Vm& vm, const vmm::VmConfig& config) {
   const auto result = vm.check_result();
   if (!result) return;
   if (result->report.empty()) {
@@ -136,24 +171,8 @@ void report_check(const vmm::Vm& vm, vmm::VmConfig config) {
     return;
   }
   std::cerr << "strata run: lock-step: " << result->report;
-  if (config.check.every == 0 && (!result->page || config.check.page)) return;
-  if (config.clock == "host") return;
-  std::cerr << fmt::format("strata run: once more, by blocks from instruction {}\n",
-                           result->agreed);
-  config.check.every = 0;
-  config.check.from = result->agreed;
-  config.check.page = result->page;
-  auto silence = vmm::Console::open("null");
-  if (!silence) return;
-  auto again = vmm::Vm::create(config, **silence);
-  if (!again) return;
-  (*again)->start();
-  (void)(*again)->run();
-  const auto narrow = (*again)->check_result();
-  std::cerr << (narrow->report.empty()
-                    ? "strata run: no difference that way: the engine has to run "
-                      "on from block to block to show it\n"
-                    : narrow->report);
+  const bool coarse = config.check.every != 0 || result->page;
+  if (coarse && config.clock != "host") narrow(config, *result);
 }
 
 int run(const RunOptions& options) {

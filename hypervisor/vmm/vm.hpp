@@ -55,6 +55,7 @@ struct CheckResult {
   std::uint64_t states = 0;           ///< compared
   std::uint64_t memories = 0;         ///< compared, whole
   std::uint64_t agreed = 0;           ///< instructions of all vCPUs when all was equal last
+  std::uint64_t found = 0;            ///< ... and when the difference was seen
   std::optional<std::uint64_t> page;  ///< memory differs there
   std::string report;                 ///< lines for the user; empty: no difference
 };

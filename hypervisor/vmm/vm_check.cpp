@@ -158,6 +158,7 @@ void Vm::check_here(const VcpuThread& vcpu) {
   check.vcpu = vcpu.id();
   check.position = here;
   check.state = state;
+  if (config_.check.until && check.state_agreed > *config_.check.until) stop(Ending::quit);
 }
 
 void Vm::check_memory() {
@@ -217,6 +218,7 @@ void Vm::diverged(const std::string& what, const std::string& details) {
   const VcpuId id = static_cast<VcpuId>(exact_->turn);
   const engine::VcpuPosition here = vcpus_[id]->vcpu().position();
   check.result.agreed = check.result.page ? check.memory_agreed : check.state_agreed;
+  check.result.found = instructions_retired();
   std::string& text = check.result.report;
   text = fmt::format("vCPU {} at {}: leader ({} on {}) and follower ({} on {}) differ: {}\n", id,
                      replay::describe(here), config_.engine, mmu_name_,

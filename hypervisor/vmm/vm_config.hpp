@@ -20,10 +20,11 @@ inline constexpr unsigned kMaxVcpus = 8;
 
 /// Lock-step; see docs/record-and-replay.md.
 struct CheckConfig {
-  std::string target;                 ///< ENGINE[,MMU] of the second VM; empty: there is none
-  std::uint64_t every = 0;            ///< instructions between two comparisons; 0: a block
-  std::uint64_t from = 0;             ///< the first instruction count at which to compare
-  std::optional<std::uint64_t> page;  ///< address of a page of memory to compare each time
+  std::string target;                  ///< ENGINE[,MMU] of the second VM; empty: there is none
+  std::uint64_t every = 0;             ///< instructions between two comparisons; 0: a block
+  std::uint64_t from = 0;              ///< the first instruction count at which to compare
+  std::optional<std::uint64_t> until;  ///< ... and at which the run ends
+  std::optional<std::uint64_t> page;   ///< address of a page of memory to compare each time
 };
 
 /// The keys of `strata run` and of a config file. Paths are as given.
