@@ -34,8 +34,11 @@ struct Site {
   std::uint16_t page_offset = 0;  ///< of the guest instruction
   std::uint16_t remaining = 0;    ///< instructions of the block not retired yet, this one included
   bool write = false;             ///< kind and size of the memory access
-  std::uint8_t size = 0;
-  bool aligned = false;            ///< it must be aligned to its size
+  std::uint16_t size = 0;
+  bool aligned = false;        ///< it must be aligned to its size
+  std::uint16_t first_at = 0;  ///< a group's first access: distance from its span's beginning
+  std::uint8_t first_size = 0;
+  bool first_write = false;
   bool branches = false;           ///< the steps end with a near branch
   bool direct = false;             ///< nothing but the mode and the address space may change
   interp::Block* steps = nullptr;  ///< for an instruction that the interpreter executes

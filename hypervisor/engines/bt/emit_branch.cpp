@@ -85,10 +85,10 @@ void Emitter::jcc(const Insn& i) {
 
 void Emitter::call(const Insn& i) {
   spill_flags();
-  check_push(i);
+  const Mem slot = push_slot(i);
   load_page_va(kT2, end_of(i));
-  a_.op_mem({0, 0x89}, long_mode(), kT2, {.base = kT0, .index = kT1});
-  a_.mov(kRsp, kT0);
+  a_.op_mem({0, 0x89}, long_mode(), kT2, slot);
+  move_stack_down();
   go(end_of(i) + i.ops[0].imm.value.s, i.ops[0].imm.value.s < 0);
   ended_ = true;
 }
@@ -147,13 +147,8 @@ void Emitter::call_indirect(const Insn& i) {
 
 void Emitter::ret(const Insn& i) {
   spill_flags();
-  Reg va = kRsp;
-  if (!long_mode()) {
-    a_.mov32(kT0, kRsp);
-    va = kT0;
-  }
-  check(i, va, word(), false);
-  a_.op_mem({0, 0x8B}, long_mode(), kT0, {.base = va, .index = kT1});
+  const Mem top = stack_top(i, kRsp);
+  a_.op_mem({0, 0x8B}, long_mode(), kT0, top);
   look_up_target(i);
   std::int32_t drop = static_cast<std::int32_t>(word());
   if (i.insn.operand_count_visible != 0 && i.ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {

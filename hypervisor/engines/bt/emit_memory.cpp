@@ -65,8 +65,11 @@ void Emitter::check_limit(const Insn& i, ZydisRegister segment, unsigned size) {
   cold(a_.jcc_later(kAbove), [this, site] { call_stub(c_.stubs->interpret, site); });
 }
 
-void Emitter::check(const Insn& i, Reg va, unsigned size, bool write, bool aligned) {
+void Emitter::check(const Insn& i, Reg va, unsigned size, bool write, bool aligned,
+                    std::uint64_t stub) {
+  if (stub == 0) stub = c_.stubs->memory;
   const std::uint32_t site = add_site(i, write, size);
+  last_site_ = site;
   c_.cache->site(site).aligned = aligned;
   const interp::TlbEntry& first = *c_.tlb;
   Mem tag = absolute(write ? &first.write_tag : &first.read_tag);
@@ -85,14 +88,47 @@ void Emitter::check(const Insn& i, Reg va, unsigned size, bool write, bool align
   a_.alu_imm(4, kT2, aligned ? ~within | (static_cast<std::int32_t>(size) - 1) : ~within);
   a_.alu(0, kT2, absolute(&c_.state->pcid));
   a_.alu(7, kT2, tag);
-  cold(a_.jcc_later(kNotEqual), [this, site, va] {
+  cold(a_.jcc_later(kNotEqual), [this, site, va, stub] {
     if (va != kT0) a_.mov(kT0, va);
-    call_stub(c_.stubs->memory, site);
+    call_stub(stub, site);
   });
   a_.load(kT1, addend);
 }
 
+bool Emitter::check_grouped(const Insn& i, Reg base) {
+  const GroupedAccess& access = i.access;
+  if (!access.is_grouped()) return false;
+  const auto index = static_cast<std::size_t>(access.group);
+  std::uint64_t& addend = c_.state->group_addend[index];
+  if (!access.first) {
+    a_.load(kT1, absolute(&addend));
+    return true;
+  }
+  spill_flags();
+  const AccessGroup& g = region_.groups[index];
+  const auto span = static_cast<unsigned>(g.to - g.from);
+  a_.lea(kT0, {.base = base, .disp = g.from - access.moved});
+  check(i, kT0, span, g.write, false, c_.stubs->group);
+  Site& site = c_.cache->site(last_site_);
+  site.first_at = static_cast<std::uint16_t>(access.at - g.from);
+  site.first_size = access.size;
+  site.first_write = access.write;
+  a_.store(absolute(&addend), kT1);
+  return true;
+}
+
 Mem Emitter::operand(const Insn& i, const ZydisDecodedOperand& op, bool write) {
+  if (i.access.is_grouped()) {
+    if (i.access.first) spill_flags();  // before a temporary holds the base
+    const Reg base = value(op.mem.base, kT2);
+    (void)check_grouped(i, base);
+    // A homed base was used up as a temporary by the check.
+    const Reg again = base == kT2 ? value(op.mem.base, kT0) : base;
+    return {
+        .base = again,
+        .index = kT1,
+        .disp = static_cast<std::int32_t>(op.mem.disp.has_displacement ? op.mem.disp.value : 0)};
+  }
   spill_flags();
   const unsigned size = op.size / 8U;
   const bool vector = i.opcode.cls == isa::OpcodeClass::vector;

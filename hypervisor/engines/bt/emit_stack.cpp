@@ -3,6 +3,30 @@
 
 namespace strata::bt {
 
+Mem Emitter::push_slot(const Insn& i) {
+  if (check_grouped(i, kRsp)) return {.base = kRsp, .index = kT1, .disp = -8};
+  spill_flags();
+  check_push(i);
+  return {.base = kT0, .index = kT1};
+}
+
+/// RSP as it is once something has been pushed.
+void Emitter::move_stack_down() {
+  a_.lea(kRsp, {.base = kRsp, .disp = -static_cast<std::int32_t>(word())}, long_mode());
+}
+
+Mem Emitter::stack_top(const Insn& i, Reg base) {
+  if (check_grouped(i, base)) return {.base = base, .index = kT1};
+  spill_flags();
+  Reg va = base;
+  if (!long_mode()) {
+    a_.mov32(kT0, base);
+    va = kT0;
+  }
+  check(i, va, word(), false);
+  return {.base = va, .index = kT1};
+}
+
 void Emitter::check_push(const Insn& i) {
   a_.lea(kT0, {.base = kRsp, .disp = -static_cast<std::int32_t>(word())}, long_mode());
   check(i, kT0, word(), true);
@@ -10,14 +34,12 @@ void Emitter::check_push(const Insn& i) {
 
 void Emitter::push(const Insn& i) {
   const ZydisDecodedOperand& op = i.ops[0];
-  const Mem slot{.base = kT0, .index = kT1};
   if (op.type == ZYDIS_OPERAND_TYPE_MEMORY) {
     const Mem source = operand(i, op, false);
     a_.op_mem({0, 0x8B}, long_mode(), kT2, source);
     a_.store(absolute(&c_.state->target), kT2);
   }
-  spill_flags();
-  check_push(i);
+  const Mem slot = push_slot(i);
   if (op.type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
     a_.op_mem({0, 0xC7}, long_mode(), 0, slot);
     a_.imm32(static_cast<std::uint32_t>(op.imm.value.u));
@@ -27,35 +49,23 @@ void Emitter::push(const Insn& i) {
   } else {
     a_.op_mem({0, 0x89}, long_mode(), value(op.reg.value, kT2), slot);
   }
-  a_.mov(kRsp, kT0);
+  move_stack_down();
 }
 
 void Emitter::pop(const Insn& i) {
-  spill_flags();
-  Reg va = kRsp;
-  if (!long_mode()) {
-    a_.mov32(kT0, kRsp);
-    va = kT0;
-  }
-  check(i, va, word(), false);
+  const Mem top = stack_top(i, kRsp);
   const unsigned n = number(i.ops[0].reg.value);
   const bool homed = long_mode() && is_homed(n);
   const Reg to = homed ? kT2 : static_cast<Reg>(n);
-  a_.op_mem({0, 0x8B}, long_mode(), to, {.base = va, .index = kT1});
+  a_.op_mem({0, 0x8B}, long_mode(), to, top);
   if (to == kRsp) return;  // what was popped is the new RSP
   a_.lea(kRsp, {.base = kRsp, .disp = static_cast<std::int32_t>(word())}, long_mode());
   if (homed) a_.store(absolute(&c_.core->r[n]), to);
 }
 
 void Emitter::leave(const Insn& i) {
-  spill_flags();
-  Reg va = kRbp;
-  if (!long_mode()) {
-    a_.mov32(kT0, kRbp);
-    va = kT0;
-  }
-  check(i, va, word(), false);
-  a_.op_mem({0, 0x8B}, long_mode(), kT2, {.base = va, .index = kT1});
+  const Mem top = stack_top(i, kRbp);
+  a_.op_mem({0, 0x8B}, long_mode(), kT2, top);
   a_.lea(kRsp, {.base = kRbp, .disp = static_cast<std::int32_t>(word())}, long_mode());
   a_.mov(kRbp, kT2);
 }

@@ -101,7 +101,7 @@ std::uint32_t Emitter::add_site(const Insn& i, bool write, unsigned size) {
                              .page_offset = page_offset(i),
                              .remaining = remaining(i),
                              .write = write,
-                             .size = static_cast<std::uint8_t>(size)});
+                             .size = static_cast<std::uint16_t>(size)});
 }
 
 void Emitter::cold(std::size_t fixup, std::function<void()> emit) {

@@ -76,7 +76,11 @@ class Emitter {
   /// The VA of a memory operand, in the register returned (kT0 unless it is one already).
   Reg address(const Insn& i, const ZydisDecodedOperand& op);
   /// Checks an access against the TLB; kT1 is what to add to the VA then. kT2 is used.
-  void check(const Insn& i, Reg va, unsigned size, bool write, bool aligned = false);
+  void check(const Insn& i, Reg va, unsigned size, bool write, bool aligned = false,
+             std::uint64_t stub = 0);
+  /// The same for the access of an instruction that is part of a group: kT1 is what to add to the
+  /// VA. EFLAGS survive but for the group's first. False: it is in none.
+  bool check_grouped(const Insn& i, Reg base);
   void check_limit(const Insn& i, ZydisRegister segment, unsigned size);
   Mem operand(const Insn& i, const ZydisDecodedOperand& op, bool write);
   void load_page_va(Reg to, std::int64_t plus);
@@ -100,6 +104,10 @@ class Emitter {
   void leave(const Insn& i);
   /// Checks the slot below RSP; its VA is in kT0 then.
   void check_push(const Insn& i);
+  /// The slot that a push fills, and the one at `base` that a pop reads, checked.
+  Mem push_slot(const Insn& i);
+  Mem stack_top(const Insn& i, Reg base);
+  void move_stack_down();
   [[nodiscard]] unsigned word() const noexcept { return long_mode() ? 8 : 4; }
 
   // ---- emit_system.cpp
@@ -145,6 +153,7 @@ class Emitter {
   bool in_memory_ = true;           ///< Core::flags does
   SimdLevel simd_ = kSimdInMemory;  ///< known to be loaded at least this far
   bool x87_ = false;
+  std::uint32_t last_site_ = 0;
   bool ended_ = false;
   bool good_ = true;
 };

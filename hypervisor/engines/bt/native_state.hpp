@@ -36,6 +36,7 @@ struct NativeState {
   std::uint64_t resume = 0;  ///< where to go behind a stub
   std::uint64_t target = 0;  ///< an indirect branch's target while something else is checked
   std::uint64_t code = 0;    ///< and its code
+  std::array<std::uint64_t, 24> group_addend{};  ///< of the running block's groups of accesses
   std::uint32_t host_mxcsr = 0x1F80;
   std::uint8_t simd_live = kSimdInMemory;
   std::uint8_t x87_live = 0;
@@ -57,6 +58,7 @@ struct Stubs {
   std::uint64_t attention = 0;  ///< offset R9 of the current page, after events
   std::uint64_t budget = 0;     ///< the block at page offset R9 counted R10 instructions too many
   std::uint64_t memory = 0;     ///< site R10 missed the TLB at VA R9
+  std::uint64_t group = 0;      ///< site R10's group, from VA R9 on, missed the TLB
   std::uint64_t steps = 0;      ///< the interpreter executes site R10's steps
   std::uint64_t jump = 0;       ///< site R10, an indirect branch to R9, found no code
   std::uint64_t interpret = 0;  ///< ... site R10's instruction, and looks up what comes then

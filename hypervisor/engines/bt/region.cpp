@@ -34,10 +34,6 @@ bool is_odd(const Insn& i, const interp::DecodeMode& mode) {
                      });
 }
 
-bool is_divide(const Insn& i) {
-  return (i.insn.mnemonic == ZYDIS_MNEMONIC_DIV || i.insn.mnemonic == ZYDIS_MNEMONIC_IDIV);
-}
-
 Kind integer_kind(const Insn& i) {
   const auto& insn = i.insn;
   switch (insn.mnemonic) {
@@ -285,6 +281,7 @@ bool decode_one(const CodeView& code, const ZydisDecoder& decoder, std::size_t a
   i.offset = static_cast<std::uint16_t>(at);
   i.kind = Kind::steps;
   i.ends = false;
+  i.access = {};
   const std::size_t left = code.available - at;
   const ZyanStatus status = isa::decode(decoder, i.bytes, left, i.insn, i.ops.data());
   if (status == ZYDIS_STATUS_NO_MORE_DATA) return false;
@@ -308,14 +305,25 @@ bool decode_one(const CodeView& code, const ZydisDecoder& decoder, std::size_t a
   return true;
 }
 
-std::uint32_t live_before(const Insn& i, std::uint32_t live) {
-  if (i.kind == Kind::steps || is_divide(i) || i.kind == Kind::ret || i.kind == Kind::call ||
-      i.kind == Kind::push || i.kind == Kind::pop || i.kind == Kind::leave ||
-      i.kind == Kind::jump_indirect || i.kind == Kind::call_indirect ||
-      i.opcode.cls != OpcodeClass::integer || memory_operand(i) != nullptr) {
-    // It may fault, and a handler sees all flags.
-    if (i.kind != Kind::jcc && i.kind != Kind::jump) return kAll;
+/// It may fault, and a handler sees all flags.
+bool may_fault(const Insn& i) {
+  if (i.access.is_grouped() && !i.access.first)
+    return i.opcode.cls == OpcodeClass::vector || i.opcode.cls == OpcodeClass::x87;
+  switch (i.kind) {
+    case Kind::jcc:
+    case Kind::jump:
+    case Kind::nothing:
+    case Kind::lea:
+      return false;
+    case Kind::verbatim:
+      return i.opcode.cls != OpcodeClass::integer || memory_operand(i) != nullptr;
+    default:
+      return true;
   }
+}
+
+std::uint32_t live_before(const Insn& i, std::uint32_t live) {
+  if (may_fault(i)) return kAll;
   const FlagEffect e = flag_effect(i);
   if (e.replaces) return e.reads;
   if (!e.may_keep) live &= ~(e.writes & ~(e.undefined & live));
@@ -393,7 +401,9 @@ void decode_region(const CodeView& code, Region& region) {
   }
   region.bytes = static_cast<std::uint16_t>(at);
   const std::span<Insn> insns = region.insns();
+  region.groups.clear();
   if (insns.empty()) return;
+  if (code.grouped && code.mode.bits == 64) group_accesses(region);
   const Insn& last = insns.back();
   const auto end = static_cast<std::int64_t>(code.page_offset + at);
   std::uint32_t live = last.ends ? kAll : flags_wanted_at(code, end);

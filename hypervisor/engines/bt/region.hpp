@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -41,6 +42,27 @@ enum class Kind : std::uint8_t {
   steps,         ///< the interpreter's steps
 };
 
+/// Accesses at fixed distances from one register that is not changed in between, or by known
+/// amounts: one check of the whole span stands for all.
+struct AccessGroup {
+  std::int32_t from = 0;  ///< the span, as distances from the register where the group began
+  std::int32_t to = 0;
+  std::uint16_t count = 0;
+  bool write = false;  ///< one of them at least
+};
+
+/// An instruction's part in a group.
+struct GroupedAccess {
+  static constexpr std::int8_t kNone = -1;
+  std::int8_t group = kNone;
+  bool first = false;  ///< the check is made here
+  std::uint8_t size = 0;
+  bool write = false;
+  std::int32_t at = 0;     ///< distance from the register where the group began
+  std::int32_t moved = 0;  ///< what the register has changed by since
+  [[nodiscard]] bool is_grouped() const noexcept { return group != kNone; }
+};
+
 /// One instruction of a region.
 struct Insn {
   ZydisDecodedInstruction insn;
@@ -49,7 +71,8 @@ struct Insn {
   std::uint16_t offset = 0;  ///< from the region's first byte
   isa::Opcode opcode{};
   Kind kind = Kind::steps;
-  bool ends = false;             ///< nothing of the region comes behind it
+  bool ends = false;  ///< nothing of the region comes behind it
+  GroupedAccess access{};
   std::uint32_t live_after = 0;  ///< arithmetic flags that may be read before they are written
 };
 
@@ -63,6 +86,7 @@ class Region {
   [[nodiscard]] Insn& next() noexcept { return insns_[count]; }
   unsigned count = 0;
   std::uint16_t bytes = 0;
+  std::vector<AccessGroup> groups;
 
  private:
   /// Decoded instructions are large: made once and reused.
@@ -79,7 +103,12 @@ struct CodeView {
   unsigned cpl = 0;
   /// The bytes are a copy, of an instruction that lies in two pages.
   bool crosses = false;
+  /// Accesses may be checked in groups.
+  bool grouped = true;
 };
+
+/// grouping.cpp: finds the groups of a decoded region.
+void group_accesses(Region& region);
 
 /// Decodes into `region` (reused between calls). Empty: not even one instruction lies in the page.
 void decode_region(const CodeView& code, Region& region);

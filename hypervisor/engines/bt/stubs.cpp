@@ -123,6 +123,7 @@ Stubs emit_stubs(Assembler& a, interp::Core& core, NativeState& state, const Stu
   s.attention = e.call(targets.attention);
   s.budget = e.call(targets.budget);
   s.memory = e.call(targets.memory);
+  s.group = e.call(targets.group);
   s.steps = e.call(targets.steps);
   s.jump = e.call(targets.jump);
   s.interpret = e.call(targets.interpret);

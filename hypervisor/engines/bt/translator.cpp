@@ -50,6 +50,9 @@ struct Translator::Calls {
   static std::uint64_t memory(void* p, std::uint64_t va, std::uint64_t site) {
     return self(p).memory(va, self(p).cache_.site(static_cast<std::uint32_t>(site)));
   }
+  static std::uint64_t group(void* p, std::uint64_t va, std::uint64_t site) {
+    return self(p).group(va, self(p).cache_.site(static_cast<std::uint32_t>(site)));
+  }
   static std::uint64_t steps(void* p, std::uint64_t /*a*/, std::uint64_t site) {
     return self(p).steps(Site{self(p).cache_.site(static_cast<std::uint32_t>(site))});
   }
@@ -82,6 +85,7 @@ Translator::Translator(Core& core, std::size_t code_bytes)
                             .attention = &Calls::attention,
                             .budget = &Calls::budget,
                             .memory = &Calls::memory,
+                            .group = &Calls::group,
                             .steps = &Calls::steps,
                             .jump = &Calls::jump,
                             .interpret = &Calls::interpret,
@@ -110,7 +114,8 @@ bool Translator::mode_is_native() const noexcept {
 
 std::uint32_t Translator::mode_key() const noexcept {
   return core_.decode_mode.key() | static_cast<std::uint32_t>(core_.data_mode) << 8 |
-         static_cast<std::uint32_t>(interp::tlb_bank(core_.pcid)) << 10;
+         static_cast<std::uint32_t>(interp::tlb_bank(core_.pcid)) << 10 |
+         (ungrouped_ ? 1U << 11 : 0U);
 }
 
 std::uint64_t Translator::context() const noexcept {
@@ -170,13 +175,15 @@ std::uint64_t Translator::code_at_rip() {
 }
 
 std::uint64_t Translator::code_for(std::uint64_t va) {
-  if (const JumpEntry& e = jump_entry(va); e.va == va && e.context == context()) return e.code;
+  const JumpEntry& known = jump_entry(va);
+  if (known.va == va && known.context == context() && !ungrouped_) return known.code;
   const TranslatedBlock* b = block_at(va);
   if (b == nullptr) return 0;
   const bool user = core_.cpl == 3;
   core_.fetched_.note(user, VA{va}, core_.tlb_.fetch_slot(user, VA{va}).pa_and_flags);
   // Fetching may have taken an invalidation in.
   refresh();
+  if (ungrouped_) return b->entry;  // the exception, not what others are to find
   jump_entry(va) = {.va = va, .context = context(), .code = b->entry, .chain = b->chain};
   return b->entry;
 }
@@ -189,6 +196,7 @@ const TranslatedBlock* Translator::block_at(std::uint64_t va) {
                 .model = core_.env.model,
                 .cpl = core_.cpl};
   code.mode.single = false;
+  code.grouped = !ungrouped_;
   const std::byte* host = nullptr;
   PA pa{};
   if (!fetch(va, host, pa)) return nullptr;
@@ -338,8 +346,9 @@ std::uint64_t Translator::memory(std::uint64_t va, Site site) {
 /// Finds code for an indirect branch's target before the branch is taken.
 std::uint64_t Translator::jump(std::uint64_t va, Site site) {
   const std::uint64_t flushes = cache_.flushes();
+  const std::uint64_t places = core_.places();
   const bool possible = core_.attention_flags.load() == 0 && core_.canonical(va);
-  if (possible && code_for(va) != 0 && flushes == cache_.flushes() &&
+  if (possible && code_for(va) != 0 && flushes == cache_.flushes() && places == core_.places() &&
       core_.attention_flags.load() == 0) {
     state_->context.store(context());
     return site.resume;
@@ -355,6 +364,23 @@ std::uint64_t Translator::interpret(const Site& site) {
   ++stats_.interpreted;
   core_.single_next_ = true;
   return leave(Leave::look_up);
+}
+
+/// The span from `va` on is not known to lie in one page that allows all of its accesses. Only the
+/// first of them is certain to be made.
+std::uint64_t Translator::group(std::uint64_t va, Site site) {
+  Site first = site;
+  first.size = site.first_size;
+  first.write = site.first_write;
+  const std::uint64_t next = memory(va + site.first_at, first);
+  if (next != site.resume) return next;
+  const bool one_page = (va & kPageMask) + site.size <= kPageSize;
+  if (one_page && core_.cached(va, site.write)) return next;
+  rewind(site);
+  ungrouped_ = true;
+  const std::uint64_t code = go_on(core_.rip);
+  ungrouped_ = false;
+  return code;
 }
 
 /// Behind an instruction that changed the mode or the address space: nothing happens before the
@@ -374,6 +400,7 @@ std::uint64_t Translator::steps(const Site& site) {
   unload();
   ++stats_.interpreted;
   const std::uint64_t changes = cache_.changes();
+  const std::uint64_t places = core_.places();
   const std::uint64_t generation = core_.generation_;
   rewind(site);
   core_.begin_instruction();
@@ -394,7 +421,8 @@ std::uint64_t Translator::steps(const Site& site) {
   }
   const std::int64_t left = site.remaining - 1;
   if (core_.attention_flags.load() == 0 && changes == cache_.changes() &&
-      generation == core_.generation_ && core_.debug_hits == 0 && core_.budget >= left) {
+      places == core_.places() && generation == core_.generation_ && core_.debug_hits == 0 &&
+      core_.budget >= left) {
     core_.budget -= left;
     return site.resume;
   }

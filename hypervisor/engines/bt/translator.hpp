@@ -66,6 +66,7 @@ class Translator final : public interp::Accelerator {
   std::uint64_t link(std::uint64_t offset, std::uint64_t field);
   std::uint64_t over_budget(std::uint64_t offset, std::uint64_t count);
   std::uint64_t memory(std::uint64_t va, Site site);
+  std::uint64_t group(std::uint64_t va, Site site);
   std::uint64_t steps(const Site& site);
   bool may_go_on() noexcept;
   std::uint64_t jump(std::uint64_t va, Site site);
@@ -84,6 +85,7 @@ class Translator final : public interp::Accelerator {
   CodeCache cache_;
   Stubs stubs_{};
   Region region_;
+  bool ungrouped_ = false;       ///< look for, and make, code that checks each access by itself
   bool interpret_next_ = false;  ///< the next block is the interpreter's
   TranslatorStats stats_;
 };

@@ -472,6 +472,11 @@ class Core final : public engine::Vcpu, private TranslationHolder {
     interpret,  ///< the access needs more than a translation
     refused,    ///< it faults, or the VMM must act: recorded
   };
+  /// The TLB allows reads (stores) at `va` without asking.
+  [[nodiscard]] bool cached(std::uint64_t va, bool write) noexcept {
+    const TlbEntry& e = tlb_.slot(data_mode, VA{va}, pcid);
+    return (write ? e.write_tag : e.read_tag) == Tlb::tag(VA{va}, pcid);
+  }
   Refill refill(std::uint64_t va, unsigned size, bool write);
   bool load_slow(std::uint64_t va, void* out, unsigned size, Access access);
   bool store_slow(std::uint64_t va, const void* data, unsigned size, Access access);

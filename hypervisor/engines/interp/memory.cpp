@@ -204,9 +204,7 @@ Core::Refill Core::refill(std::uint64_t va, unsigned size, bool write) {
   recorded_ = Leave::look_up;
   Place place;
   if (!locate(va, access, place)) return Refill::refused;
-  const TlbEntry& e = tlb_.slot(data_mode, VA{va}, pcid);
-  const std::uint64_t tag = Tlb::tag(VA{va}, pcid);
-  return (write ? e.write_tag : e.read_tag) == tag ? Refill::filled : Refill::interpret;
+  return cached(va, write) ? Refill::filled : Refill::interpret;
 }
 
 bool Core::load_slow(std::uint64_t va, void* out, unsigned size, Access access) {

@@ -1,0 +1,168 @@
+// Which accesses of a region one TLB check can stand for. Half of all accesses are to the stack
+// frame, and most of the others follow one pointer.
+#include <algorithm>
+#include <array>
+
+#include "engines/bt/region.hpp"
+#include "engines/interp/vector.hpp"
+
+namespace strata::bt {
+namespace {
+
+/// Spans beyond this cross a page's end too often.
+constexpr std::int32_t kLongestSpan = 512;
+constexpr std::size_t kMostGroups = 24;
+constexpr unsigned kStackPointer = 4, kFramePointer = 5;
+
+unsigned number_of(ZydisRegister reg) {
+  return static_cast<unsigned>(ZydisRegisterGetId(reg)) & 15U;
+}
+
+/// An access to [base + distance].
+struct Access {
+  unsigned base = 0;
+  std::int32_t distance = 0;
+  unsigned size = 0;
+  bool write = false;
+};
+
+/// The access of an instruction that has exactly one of this form.
+std::optional<Access> access_of(const Insn& i) {
+  const bool immediate_or_register = i.ops[0].type != ZYDIS_OPERAND_TYPE_MEMORY;
+  switch (i.kind) {
+    case Kind::push:
+      if (!immediate_or_register) return {};
+      return Access{kStackPointer, -8, 8, true};
+    case Kind::call:
+      return Access{kStackPointer, -8, 8, true};
+    case Kind::pop:
+    case Kind::ret:
+      return Access{kStackPointer, 0, 8, false};
+    case Kind::leave:
+      return Access{kFramePointer, 0, 8, false};
+    case Kind::verbatim:
+      break;
+    default:
+      return {};
+  }
+  const ZydisDecodedOperand* m = memory_operand(i);
+  if (m == nullptr || i.insn.address_width != 64) return {};
+  if (m->mem.base == ZYDIS_REGISTER_NONE || m->mem.base == ZYDIS_REGISTER_RIP ||
+      (m->mem.index != ZYDIS_REGISTER_NONE && m->mem.scale != 0) ||
+      m->mem.segment == ZYDIS_REGISTER_FS || m->mem.segment == ZYDIS_REGISTER_GS) {
+    return {};
+  }
+  const bool vector = i.opcode.cls == isa::OpcodeClass::vector;
+  if ((vector && interp::required_alignment(i.insn, *m) > 1) ||
+      i.insn.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B) {
+    return {};
+  }
+  const auto distance = m->mem.disp.has_displacement ? m->mem.disp.value : 0;
+  if (distance < -0x10000 || distance > 0x10000) return {};
+  return Access{number_of(m->mem.base), static_cast<std::int32_t>(distance), m->size / 8U,
+                (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0};
+}
+
+/// By how much an instruction changes RSP, if that is known.
+std::optional<std::int32_t> stack_change(const Insn& i) {
+  switch (i.kind) {
+    case Kind::push:
+      return -8;
+    case Kind::pop:
+      if (i.ops[0].reg.value == ZYDIS_REGISTER_RSP) return {};
+      return 8;
+    case Kind::verbatim:
+      break;
+    default:
+      return {};
+  }
+  const bool add = i.insn.mnemonic == ZYDIS_MNEMONIC_ADD;
+  if ((add || i.insn.mnemonic == ZYDIS_MNEMONIC_SUB) &&
+      i.ops[0].type == ZYDIS_OPERAND_TYPE_REGISTER && i.ops[0].reg.value == ZYDIS_REGISTER_RSP &&
+      i.ops[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+    const auto by = i.ops[1].imm.value.s;
+    if (by < -0x10000 || by > 0x10000) return {};
+    return static_cast<std::int32_t>(add ? by : -by);
+  }
+  return {};
+}
+
+class Grouping {
+ public:
+  explicit Grouping(Region& region) : region_{region} {
+    region_.groups.clear();
+    open_.fill(GroupedAccess::kNone);
+  }
+
+  void run() {
+    for (Insn& i : region_.insns()) {
+      i.access = {};
+      if (const auto a = access_of(i)) add(i, *a);
+      forget_changed(i);
+    }
+    // A group of one is an access like any other.
+    for (Insn& i : region_.insns()) {
+      if (i.access.is_grouped() &&
+          region_.groups[static_cast<std::size_t>(i.access.group)].count == 1) {
+        i.access = {};
+      }
+    }
+  }
+
+ private:
+  void add(Insn& i, const Access& a) {
+    const std::int32_t at = a.distance + moved_[a.base];
+    const auto end = at + static_cast<std::int32_t>(a.size);
+    std::int8_t& open = open_[a.base];
+    if (open != GroupedAccess::kNone) {
+      AccessGroup& g = region_.groups[static_cast<std::size_t>(open)];
+      const std::int32_t from = std::min(g.from, at);
+      const std::int32_t to = std::max(g.to, end);
+      if (to - from <= kLongestSpan) {
+        g = {from, to, static_cast<std::uint16_t>(g.count + 1), g.write || a.write};
+        i.access = {open, false, static_cast<std::uint8_t>(a.size), a.write, at, moved_[a.base]};
+        return;
+      }
+    }
+    if (region_.groups.size() == kMostGroups) {
+      open = GroupedAccess::kNone;
+      return;
+    }
+    open = static_cast<std::int8_t>(region_.groups.size());
+    region_.groups.push_back({at, end, 1, a.write});
+    i.access = {open, true, static_cast<std::uint8_t>(a.size), a.write, at, moved_[a.base]};
+  }
+
+  void forget_changed(const Insn& i) {
+    if (i.kind == Kind::steps) {
+      open_.fill(GroupedAccess::kNone);
+      return;
+    }
+    const auto by = stack_change(i);
+    if (by) moved_[kStackPointer] += *by;
+    for (unsigned n = 0; n < i.insn.operand_count; ++n) {
+      const ZydisDecodedOperand& o = i.ops[n];
+      if (o.type != ZYDIS_OPERAND_TYPE_REGISTER ||
+          (o.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) == 0) {
+        continue;
+      }
+      const ZydisRegister whole =
+          ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o.reg.value);
+      if (ZydisRegisterGetClass(whole) != ZYDIS_REGCLASS_GPR64) continue;
+      const unsigned base = number_of(whole);
+      if (base == kStackPointer && by) continue;
+      open_[base] = GroupedAccess::kNone;
+      moved_[base] = 0;
+    }
+  }
+
+  Region& region_;
+  std::array<std::int8_t, 16> open_{};    ///< by base register
+  std::array<std::int32_t, 16> moved_{};  ///< since its group began; only RSP's is known
+};
+
+}  // namespace
+
+void group_accesses(Region& region) { Grouping{region}.run(); }
+
+}  // namespace strata::bt
