@@ -87,6 +87,7 @@ GuestRun::GuestRun(const Subject& subject, const GuestImage& image, const cpu::C
     e.random = &randomness_;
     e.model = &model_;
     e.vcpus = options.vcpus;
+    e.exact_state = true;  // every state is compared with another engine's
     e.block_cache_bytes = rng_.chance(20) ? 16 << 10 : 256 << 10;
     cpu->core = conformance::make_engine(subject.engine, e);
     cpu->core->set_state(image.make_state(rng_));

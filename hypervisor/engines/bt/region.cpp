@@ -262,8 +262,11 @@ Kind kind_of(const Insn& i, const CodeView& code) {
     case OpcodeClass::branch:
       kind = branch_kind(i);
       break;
-    case OpcodeClass::vector:
     case OpcodeClass::x87:
+      // Where the host's would keep FIP, FDP and FOP, they are of translated code.
+      if (code.exact_state) return Kind::steps;
+      [[fallthrough]];
+    case OpcodeClass::vector:
       kind = unit_kind(i);
       break;
     case OpcodeClass::system:
@@ -364,7 +367,7 @@ std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset) {
   constexpr unsigned kLookAhead = 6;
   const auto start = static_cast<std::int64_t>(code.page_offset);
   const auto page_end = start + static_cast<std::int64_t>(code.available);
-  if (code.crosses || page_offset < 0 || page_offset >= page_end) return kAll;
+  if (code.exact_state || code.crosses || page_offset < 0 || page_offset >= page_end) return kAll;
   CodeView there = code;
   there.bytes = code.bytes + (page_offset - start);
   there.available = static_cast<std::size_t>(page_end - page_offset);

@@ -105,6 +105,7 @@ struct CodeView {
   bool crosses = false;
   /// Accesses may be checked in groups.
   bool grouped = true;
+  bool exact_state = false;  ///< see interp::CoreEnvironment
 };
 
 /// grouping.cpp: finds the groups of a decoded region.

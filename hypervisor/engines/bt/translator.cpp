@@ -194,7 +194,8 @@ const TranslatedBlock* Translator::block_at(std::uint64_t va) {
   CodeView code{.page_offset = va & kPageMask,
                 .mode = core_.decode_mode,
                 .model = core_.env.model,
-                .cpl = core_.cpl};
+                .cpl = core_.cpl,
+                .exact_state = core_.env.exact_state};
   code.mode.single = false;
   code.grouped = !ungrouped_;
   const std::byte* host = nullptr;
