@@ -1,4 +1,5 @@
-// The same guest programs on every backend: what a guest may see does not depend on which it is.
+// The same guest programs under every engine on every backend: what a guest may see does not depend
+// on which they are.
 #include <gtest/gtest.h>
 
 #include "small_vm.hpp"
@@ -13,9 +14,9 @@ using cpu::RDI;
 using cpu::RDX;
 using engine::ExitKind;
 
-class EngineBackend : public testing::TestWithParam<std::string_view> {
+class EngineBackend : public testing::TestWithParam<Subject> {
  protected:
-  SmallVm vm{GetParam(), false};
+  SmallVm vm{GetParam().backend, false, 16, GetParam().engine};
   cpu::VcpuState state = vm.start_state();
 };
 
@@ -120,7 +121,7 @@ TEST_P(EngineBackend, ADiscardedPageIsForgottenByTlbAndTables) {
 }
 
 TEST_P(EngineBackend, ACorruptedTableEntryChangesWhatTheGuestSees) {
-  if (GetParam() == kTableless) GTEST_SKIP() << "it has no tables";
+  if (GetParam().backend == kTableless) GTEST_SKIP() << "it has no tables";
   vm.machine.store<std::uint64_t>(PA{SmallVm::kWindowPa + 9 * kPageSize}, 0x1111);
   vm.machine.store<std::uint64_t>(PA{SmallVm::kWindowPa + 10 * kPageSize}, 0x2222);
   state.gpr[RBX] = SmallVm::kWindow + 9 * kPageSize;
@@ -148,8 +149,8 @@ TEST_P(EngineBackend, ACorruptedTableEntryChangesWhatTheGuestSees) {
   EXPECT_EQ(vm.gpr(RAX), 0x2222U);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, EngineBackend, testing::ValuesIn(backends()),
-                         [](const auto& instance) { return std::string{instance.param}; });
+INSTANTIATE_TEST_SUITE_P(Subjects, EngineBackend, testing::ValuesIn(subjects(backends())),
+                         [](const auto& instance) { return name_of(instance.param); });
 
 }  // namespace
 }  // namespace strata::conformance

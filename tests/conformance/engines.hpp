@@ -2,6 +2,8 @@
 #pragma once
 
 #include <memory>
+#include <ostream>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -36,5 +38,26 @@ inline std::unique_ptr<interp::Core> make_engine(std::string_view name,
   }
   return nullptr;
 }
+
+/// What executes a guest, by names as in --engine and --mmu.
+struct Subject {
+  std::string_view engine;
+  std::string_view backend;
+};
+
+/// Every engine on every backend.
+inline std::vector<Subject> subjects(const std::vector<std::string_view>& backends) {
+  std::vector<Subject> all;
+  for (const EngineRow& row : engines()) {
+    for (const std::string_view backend : backends) all.push_back({row.name, backend});
+  }
+  return all;
+}
+
+/// For the names of parametrized tests, and what they print.
+inline std::string name_of(const Subject& subject) {
+  return std::string{subject.engine} + "_" + std::string{subject.backend};
+}
+inline void PrintTo(const Subject& subject, std::ostream* os) { *os << name_of(subject); }
 
 }  // namespace strata::conformance

@@ -13,6 +13,7 @@
 
 #include "backends.hpp"
 #include "cpu/cpu_model.hpp"
+#include "engines.hpp"
 #include "engines/interp/core.hpp"
 #include "machine/test_support.hpp"
 
@@ -44,7 +45,9 @@ class SmallVm {
   static constexpr std::uint64_t kWindow = 0x4000'0000, kWindowPa = 0x100'0000;
   using Format = machine::Long4Format;
 
-  explicit SmallVm(std::string_view backend, bool caches = true, std::uint64_t window_pages = 16)
+  /// `engine` and `backend` have to be in this build.
+  explicit SmallVm(std::string_view backend, bool caches = true, std::uint64_t window_pages = 16,
+                   std::string_view engine = "interp")
       : machine{64},
         frames{machine.frames},
         mmu{make_backend(backend, machine.p2m, frames, machine.domain, caches)},
@@ -57,7 +60,7 @@ class SmallVm {
     e.interrupts = &interrupts;
     e.tsc = &tsc;
     e.model = &model;
-    core = std::make_unique<interp::Core>(e);
+    core = make_engine(engine, e);
     machine.guest.add_listener(listener);
     build_tables(window_pages);
     build_descriptors();

@@ -135,7 +135,7 @@ class Assembler {
   std::vector<std::uint8_t> code;
 };
 
-class TlbSemantics : public testing::TestWithParam<std::string_view> {
+class TlbSemantics : public testing::TestWithParam<Subject> {
  protected:
   void SetUp() override {
     // The handler logs the error code, marked by rdi, and goes on at r14:
@@ -285,7 +285,7 @@ class TlbSemantics : public testing::TestWithParam<std::string_view> {
     ASSERT_EQ(vm.core->state().rip, kProgram + code.code.size());
   }
 
-  SmallVm vm{GetParam(), true};
+  SmallVm vm{GetParam().backend, true, 16, GetParam().engine};
   CacheModel model;
   Assembler code;
   std::vector<std::function<void()>> events;
@@ -319,8 +319,8 @@ TEST_P(TlbSemantics, RandomGuestsSeeOnlyPermittedAnswers) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, TlbSemantics, testing::ValuesIn(backends()),
-                         [](const auto& instance) { return std::string{instance.param}; });
+INSTANTIATE_TEST_SUITE_P(Subjects, TlbSemantics, testing::ValuesIn(subjects(backends())),
+                         [](const auto& instance) { return name_of(instance.param); });
 
 }  // namespace
 }  // namespace strata::conformance

@@ -454,7 +454,11 @@ void GuestImage::set_registers(Random& rng, VcpuState& s) const {
 void GuestImage::set_units(Random& rng, VcpuState& s) const {
   constexpr std::array<std::uint64_t, 3> kEnabled = {1, 3, 7};
   cpu::reset_x87(s.vector);
-  for (std::size_t i = 32; i < 160; ++i) s.vector.legacy[i] = static_cast<std::byte>(rng());
+  // Ten bytes of every 16 are a register; the others are 0 in all that a processor saves.
+  for (std::size_t i = 32; i < 160; ++i) {
+    const auto byte = static_cast<std::byte>(rng());
+    if (i % 16 < 10) s.vector.legacy[i] = byte;
+  }
   for (auto& y : s.vector.ymm) {
     for (auto& w : y) w = rng.chance(30) ? 0 : rng();
   }

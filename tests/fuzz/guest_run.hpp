@@ -44,11 +44,7 @@ class FuzzRandomness final : public engine::RandomSource {
   Random rng_;
 };
 
-/// What executes a guest, by names as in --engine and --mmu.
-struct Subject {
-  std::string_view engine;
-  std::string_view backend;
-};
+using conformance::Subject;
 
 /// One step of a comparable run.
 struct Step {
