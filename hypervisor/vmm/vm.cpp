@@ -224,6 +224,9 @@ Expected<std::unique_ptr<engine::Vcpu>, ConfigError> Vm::make_vcpu(VcpuId id) {
     environment.tsc = exact_->player.get();
     environment.random = exact_->player.get();
   }
+  // Positions are places where another engine must find the same state.
+  environment.exact_state =
+      clocks_->instructions || exact_->recorder || exact_->player || !config_.save.empty();
   environment.model = &model_;
   environment.vcpus = config_.cpus;
   environment.group = group_.get();

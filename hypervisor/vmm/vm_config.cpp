@@ -166,7 +166,7 @@ Expected<void, ConfigError> validate_exact(const VmConfig& config) {
   if (exact && config.engine == "kvm") {
     return bad(
         fmt::format("--engine: {} does not stop at exact counts; --clock, --record, --save and "
-                    "--check need interp",
+                    "--check need; interp and bt do",
                     config.engine));
   }
   if (check) {

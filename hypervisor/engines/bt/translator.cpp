@@ -149,8 +149,14 @@ bool Translator::run(Core& core) {
     core.leave(Leave::attention);
     return true;
   }
+  const std::int64_t budget = core.budget;
   reinterpret_cast<void (*)(std::uint64_t)>(stubs_.enter)(code);
   unload();
+  // Nothing was done but to find out that the first instruction is the interpreter's, which takes
+  // it at once: an event that waits would otherwise come before it.
+  if (interpret_next_ && core.budget == budget && core.attention_flags.load() == 0) {
+    return interpret_next_ = false;
+  }
   return true;
 }
 
