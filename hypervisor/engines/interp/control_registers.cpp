@@ -104,7 +104,7 @@ Outcome write_cr3(Core& core, std::uint64_t value) {
   }
   core.arch.cr3 = value;
   core.update_derived();
-  if (!keep) core.flush_tlb(FlushScope::pcid, core.pcid, VA{});
+  if (!keep) core.flush_tlb(FlushScope::pcid, core.arch_pcid(), VA{});
   return done();
 }
 

@@ -201,7 +201,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   std::array<std::uint64_t, kRegisterSlots> r{};
   ArithFlags flags = 0;  ///< CF PF AF ZF SF OF live here, not in rflags_other
   std::uint8_t cpl = 0;
-  std::uint16_t pcid = 0;
+  std::uint16_t pcid = 0;  ///< as TLB tags have it: see Tlb::asid()
   TlbMode data_mode = kSupervisor;
   TlbEntry* dtlb = nullptr;  ///< entries of data_mode
   /// Linear address of the next instruction: RIP itself in 64-bit mode, EIP plus the CS base
@@ -421,6 +421,9 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   /// TLB effects of CR writes, INVLPG, INVPCID (SDM 3A 4.10.4). Reach the Mmu too.
   void flush_tlb(FlushScope scope, std::uint16_t which_pcid, VA va);
   void flush_page(VA va);
+  [[nodiscard]] std::uint16_t arch_pcid() const noexcept {
+    return static_cast<std::uint16_t>((arch.cr4 & cpu::cr4::PCIDE) != 0 ? arch.cr3 & 0xFFF : 0);
+  }
   /// PKRU or another input of user-page rights changed: cached rights go, the Mmu hears the
   /// context.
   void rights_changed();
@@ -507,6 +510,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   bool shut_down();
   bool take_events();
   bool interruptible();
+  std::uint16_t asid_of(std::uint16_t which_pcid);
   const Uop* dispatch();
   const Uop* start_block();
   /// Where a REP stops, for the instruction about to be entered.

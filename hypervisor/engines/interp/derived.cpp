@@ -89,7 +89,7 @@ void Core::segments_changed() {
 }
 
 void Core::update_derived() {
-  pcid = static_cast<std::uint16_t>((arch.cr4 & cpu::cr4::PCIDE) != 0 ? arch.cr3 & 0xFFF : 0);
+  pcid = asid_of(arch_pcid());
   segments_changed();
   PagingContext context = make_context(arch, *env.model);
   if (context.mode == PagingMode::pae) context.pdpte = pdpte;
@@ -142,15 +142,34 @@ void Core::set_state(const VcpuState& state) {
   quiesce();  // not running: nobody has to wait for this vCPU
 }
 
+/// The number that stands for a PCID in TLB tags and in what is known of code by VA.
+std::uint16_t Core::asid_of(std::uint16_t which_pcid) {
+  if ((arch.cr4 & cpu::cr4::PCIDE) == 0) return 0;
+  if (const auto known = tlb_.asid(which_pcid)) return *known;
+  tlb_.flush_all();
+  tlb_.restart_asids();
+  fetched_.flush_all();
+  ++generation_;
+  ++places_;
+  pcid = *tlb_.asid(arch_pcid());
+  return *tlb_.asid(which_pcid);
+}
+
 void Core::flush_tlb(FlushScope scope, std::uint16_t which_pcid, VA va) {
   switch (scope) {
     case FlushScope::address:
-      tlb_.flush_page(va, which_pcid);
+      tlb_.flush_page(va, asid_of(which_pcid));
       fetched_.flush_page(va);
       break;
     case FlushScope::pcid:
-      tlb_.flush_pcid(which_pcid, false, true);
-      fetched_.flush_non_global();
+      if ((arch.cr4 & cpu::cr4::PCIDE) == 0) {
+        tlb_.flush_pcid(pcid, false, true);
+        fetched_.flush_non_global();
+        break;
+      }
+      tlb_.forget_asid(which_pcid);
+      pcid = asid_of(arch_pcid());
+      segments_changed();
       break;
     case FlushScope::all_non_global:
       tlb_.flush_pcid(0, true, true);

@@ -6,6 +6,7 @@ namespace strata::interp {
 
 namespace {
 
+constexpr unsigned kGibShift = 30;
 constexpr std::uint64_t kGlobalBit = 1, kListedBit = 1U << 7;
 
 std::uint64_t pa_of(std::uint64_t pa_and_flags) { return pa_and_flags & ~kPageMask; }
@@ -67,12 +68,29 @@ void FetchedPages::flush_page(VA va) noexcept {
   }
 }
 
-Tlb::Tlb() : data_(kTlbModes * kTlbBanks), fetch_(2), fragments_(1U << kFragmentBits) {}
+Tlb::Tlb() : data_(kTlbModes * kTlbBanks), fetch_(2), fragments_(1U << kFragmentBits) {
+  restart_asids();
+}
+
+std::optional<std::uint16_t> Tlb::asid(std::uint16_t pcid) noexcept {
+  if (asids_[pcid] != kNoAsid) return asids_[pcid];
+  // The number is in the PCID's bank.
+  const std::size_t bank = tlb_bank(pcid);
+  if (next_asid_[bank] > 0x7FF) return {};
+  asids_[pcid] = static_cast<std::uint16_t>(bank << 11 | next_asid_[bank]++);
+  return asids_[pcid];
+}
+
+void Tlb::restart_asids() noexcept {
+  asids_.assign(1U << 12, kNoAsid);
+  next_asid_.fill(1);
+}
 
 void Tlb::note_size(VA va, unsigned page_shift) noexcept {
   if (page_shift <= kPageShift) return;
   if (page_shift > kRegionShift) {
-    huge_ = true;
+    const std::uint64_t gib = va.value() >> kGibShift;
+    if (std::find(huge_.begin(), huge_.end(), gib) == huge_.end()) huge_.push_back(gib);
     return;
   }
   const std::uint64_t region = va.value() >> kRegionShift;
@@ -148,7 +166,7 @@ void Tlb::drop_at(VA va, Predicate&& predicate) noexcept {
 void Tlb::flush_all() noexcept {
   drop_if([](std::uint64_t, std::uint64_t) { return true; });
   std::fill(fragments_.begin(), fragments_.end(), Fragments{});
-  huge_ = false;
+  huge_.clear();
 }
 
 void Tlb::flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noexcept {
@@ -166,7 +184,8 @@ void Tlb::flush_page(VA va, std::uint16_t pcid) noexcept {
     return ((t ^ va.value()) & ~kPageMask) >> shift_of(pa) == 0;
   };
   const Fragments& f = fragments_of(va);
-  if (huge_ || f.many) return drop_if(hit);
+  const bool huge = std::find(huge_.begin(), huge_.end(), va.value() >> kGibShift) != huge_.end();
+  if (huge || f.many) return drop_if(hit);
   drop_at(va, hit);
   if (f.region != va.value() >> kRegionShift) return;
   for (std::size_t i = 0; i < f.count; ++i) {

@@ -6,6 +6,7 @@
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "engines/interp/low_memory.hpp"
@@ -108,6 +109,13 @@ class Tlb {
     e.read_tag = e.write_tag = kNoTag;
   }
   void flush_all() noexcept;
+
+  /// What stands for a PCID in tags. To flush a PCID is to forget its number and take a new one:
+  /// nothing has to be searched. Number 0 is never given out and is for when PCIDs are off.
+  /// Nothing: the numbers are used up; flush_all() and restart_asids().
+  [[nodiscard]] std::optional<std::uint16_t> asid(std::uint16_t pcid) noexcept;
+  void forget_asid(std::uint16_t pcid) noexcept { asids_[pcid] = kNoAsid; }
+  void restart_asids() noexcept;
   /// Entries of `pcid` (or of every PCID), globals kept when `keep_global`.
   void flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noexcept;
   /// INVLPG: the page of `va`, whatever its size; of `pcid` or global.
@@ -133,7 +141,8 @@ class Tlb {
     std::uint8_t count = 0;
     std::array<std::uint16_t, 7> page{};  ///< 4 KiB pages within the region
   };
-  static constexpr unsigned kRegionShift = 22, kFragmentBits = 8;
+  static constexpr std::uint16_t kNoAsid = 0xFFFF;
+  static constexpr unsigned kRegionShift = 22, kFragmentBits = 12;
   [[nodiscard]] Fragments& fragments_of(VA va) noexcept {
     constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15ULL;
     return fragments_[(va.value() >> kRegionShift) * kGolden >> (64 - kFragmentBits)];
@@ -150,7 +159,10 @@ class Tlb {
   std::vector<TlbEntry*> filled_;
   std::vector<std::array<FetchEntry, kFetchEntries>> fetch_;
   std::vector<Fragments> fragments_;
-  bool huge_ = false;  ///< something of a page beyond 4 MiB may be cached
+  /// The GiB of addresses from which something of a page beyond 4 MiB may be cached.
+  std::vector<std::uint64_t> huge_;
+  std::vector<std::uint16_t> asids_;                ///< by PCID; kNoAsid
+  std::array<std::uint16_t, kTlbBanks> next_asid_;  ///< by bank
 };
 
 }  // namespace strata::interp

@@ -213,7 +213,7 @@ TEST(Cr3, FlushesItsPcidUnlessToldNotTo) {
   EXPECT_EQ(m.mmu.flushes[0].pcid, 0x18);
   o = write_cr(m, 3, 0x8000000000013019ULL, s);
   EXPECT_EQ(o.state.cr3, 0x13019U);
-  EXPECT_EQ(m.core->pcid, 0x19);
+  EXPECT_EQ(m.core->arch_pcid(), 0x19);
   EXPECT_TRUE(m.mmu.flushes.empty());
 }
 
