@@ -96,7 +96,7 @@ void add_replay_command(CLI::App& app, int& exit_code) {
   auto* command = app.add_subcommand("replay", "Run a recording again, exactly");
   auto options = std::make_shared<ReplayOptions>();
   command->add_option("file", options->file, "Made by strata run --record")->required();
-  command->add_option("--engine", options->engine, "Engine: interp [interp]");
+  command->add_option("--engine", options->engine, "Engine: interp or bt [interp]");
   command->add_option("--mmu", options->mmu, "Memory backend: shadow, ept, npt or auto [auto]");
   command->add_option("--until", options->until, "Stop at this instruction count");
   command->add_option("--step", options->step,
