@@ -28,9 +28,32 @@ void Emitter::system(const Insn& i) {
   a_.alu_imm(4, absolute(&c_.core->rflags_other), ~static_cast<std::int32_t>(rf::IF));
 }
 
-/// Sets IF where nothing waits for it; the one instruction that interrupts are held off for makes
-/// no difference then. Otherwise the interpreter does, and the run loop looks.
+/// The next instruction is in the same block, and nothing can come between: no memory to look up,
+/// no registers of units to load.
+bool Emitter::next_surely_follows(const Insn& i) const {
+  const std::size_t next = index_of(i) + 1;
+  if (next == region_.insns().size()) return false;
+  const Insn& n = region_.insns()[next];
+  switch (n.kind) {
+    case Kind::nothing:
+    case Kind::lea:
+    case Kind::jump:
+    case Kind::jcc:
+    case Kind::cli:
+    case Kind::steps:
+      return true;
+    case Kind::verbatim:
+      return n.opcode.cls == isa::OpcodeClass::integer && memory_operand(n) == nullptr;
+    default:
+      return false;
+  }
+}
+
+/// Sets IF where nothing waits for it and the next instruction, for which interrupts and NMIs are
+/// held off (SDM 2B, STI), runs before anybody looks: HLT would sleep on what came before it.
+/// Otherwise the interpreter does, and the run loop looks.
 void Emitter::sti(const Insn& i) {
+  if (!next_surely_follows(i)) return steps(i);
   a_.alu_imm8(7, absolute(&c_.core->interrupt_waits), 0);
   const std::size_t waits = a_.jcc_later(kNotEqual);
   a_.alu_imm(1, absolute(&c_.core->rflags_other), static_cast<std::int32_t>(rf::IF));

@@ -113,6 +113,7 @@ class Emitter {
   // ---- emit_system.cpp
   void system(const Insn& i);
   void sti(const Insn& i);
+  [[nodiscard]] bool next_surely_follows(const Insn& i) const;
   void swapgs();
   void pushf(const Insn& i);
   void bit_string(const Insn& i);

@@ -145,18 +145,15 @@ bool Translator::run(Core& core) {
   const std::uint64_t code = code_at_rip();
   if (code == 0) return interpret_next_ ? (interpret_next_ = false) : true;
   // attend() may have come before the context was stored.
-  if (core.attention_flags.load() != 0) {
-    core.leave(Leave::attention);
-    return true;
-  }
+  if (core.attention_flags.load() != 0) return false;
   const std::int64_t budget = core.budget;
   reinterpret_cast<void (*)(std::uint64_t)>(stubs_.enter)(code);
   unload();
   // Nothing was done but to find out that the first instruction is the interpreter's, which takes
-  // it at once: an event that waits would otherwise come before it.
-  if (interpret_next_ && core.budget == budget && core.attention_flags.load() == 0) {
-    return interpret_next_ = false;
-  }
+  // it at once: an event would otherwise come before it, which the run loop has seen to already. It
+  // may be the one for which STI holds them off.
+  const bool idle = core.leave_ == Leave::look_up || core.leave_ == Leave::attention;
+  if (idle && core.budget == budget) return interpret_next_ = false;
   return true;
 }
 

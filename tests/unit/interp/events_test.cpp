@@ -485,6 +485,28 @@ TEST(Interrupts, AWindowOfOneInstructionIsEnough) {
   EXPECT_EQ(o.rip, Machine::kCode + 2);
 }
 
+TEST(Interrupts, WhatComesWhileStiHoldsThemOffWaitsToo) {
+  for (const bool nmi : {true, false}) {
+    SystemMachine m;
+    bool came = false;
+    m.mmu.page(Machine::kData).mmio = true;
+    m.mmu.on_translate = [&](VA va) {
+      if (va.page_base() != VA{Machine::kData} || std::exchange(came, true)) return;
+      if (nmi) m.interrupts.nmi = true;
+      if (!nmi) m.interrupts.vector = 0x40;
+      m.core->interrupt();
+    };
+    auto s = m.state();
+    s.gpr[cpu::RBX] = Machine::kData;
+    Ending o = m.go({0xFB, 0x8A, 0x03, 0x90}, s);  // STI; MOV AL, [RBX]; NOP
+    ASSERT_EQ(o.exit, engine::ExitKind::mmio_read);
+    m.core->complete(0);
+    o = m.go_on();
+    EXPECT_EQ(o.vector, nmi ? cpu::NMI : 0x40);
+    EXPECT_NE(o.rip, Machine::kCode + 1) << "between STI and the next instruction";
+  }
+}
+
 TEST(Restart, RetryPausedAndOutOfMemoryDeliverLater) {
   for (const FaultKind kind : {FaultKind::paused, FaultKind::out_of_memory}) {
     SystemMachine m;

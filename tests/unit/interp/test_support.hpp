@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <cstring>
+#include <functional>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -42,6 +43,7 @@ class FlatMmu final : public Mmu {
   void set_context(VcpuId, const PagingContext& c) override { context = c; }
   Expected<Translation, Fault> translate(VcpuId, VA va, Access access) override {
     ++translations;
+    if (on_translate) on_translate(va);
     std::uint32_t code = (access.kind == AccessKind::write ? pf::kWrite : 0) |
                          (access.user ? pf::kUser : 0) |
                          (access.kind == AccessKind::execute ? pf::kFetch : 0);
@@ -86,6 +88,7 @@ class FlatMmu final : public Mmu {
     VA va;
   };
   PagingContext context{};
+  std::function<void(VA)> on_translate;  ///< hears of every TLB miss before it is answered
   std::uint64_t translations = 0;
   std::vector<VA> invalidated_pages;
   std::vector<FlushCall> flushes;
