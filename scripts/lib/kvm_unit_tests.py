@@ -17,11 +17,15 @@ import sys
 import time
 import tomllib
 
+from debian_guest import backends
+
 ROOT = pathlib.Path(__file__).parents[2]
 NOTES = ROOT / "tests/kut/suites.toml"
 TABLE = ROOT / "docs/conformance.md"
 BEGIN, END = "<!-- kvm-unit-tests begin -->", "<!-- kvm-unit-tests end -->"
 BACKENDS = ["shadow", "ept", "npt"]
+ENGINES = ["interp", "bt"]
+OURS = [f"{engine} {backend}" for engine in ENGINES for backend in BACKENDS]
 QEMU = "qemu-system-x86_64"
 # QEMU's names of features to ours, where a suite's CPU options mention one that we have.
 FEATURES = {"x2apic": "x2apic", "tsc-deadline": "tsc_deadline", "pcid": "pcid", "invpcid": "invpcid",
@@ -61,10 +65,11 @@ class Suite:
             changes.append("+vmware_backdoor")
         return ",".join(["default", *changes])
 
-    def strata(self, binary, mmu):
+    def strata(self, binary, column):
+        engine, mmu = column.split()
         memory = self.option("-m").upper() or "128"
-        return [binary, "run", "--test-devices", "--kernel", str(self.kernel), "--mmu", mmu,
-                "--cpus", str(self.cpus), "--memory", memory, "--append", self.args,
+        return [binary, "run", "--test-devices", "--kernel", str(self.kernel), "--engine", engine,
+                "--mmu", mmu, "--cpus", str(self.cpus), "--memory", memory, "--append", self.args,
                 "--cpu-model", self.cpu_model(), "--timeout", str(self.timeout)]
 
     def qemu_command(self):
@@ -195,7 +200,10 @@ def options():
     parser = argparse.ArgumentParser(prog="kvm-unit-tests", description=__doc__)
     parser.add_argument("--strata", default=str(ROOT / "build/release/bin/strata"))
     parser.add_argument("--only", help="suites, by commas")
-    parser.add_argument("--on", default=",".join([*BACKENDS, "qemu"]), help="columns, by commas")
+    parser.add_argument("--engine", default=",".join(ENGINES),
+                        help="engines, by commas; those that the build lacks are left out")
+    parser.add_argument("--on", default=",".join([*BACKENDS, "qemu"]),
+                        help="backends, by commas, and qemu")
     parser.add_argument("--required", action="store_true", help="the suites that must pass, ours only")
     parser.add_argument("--write", action="store_true", help=f"the table into {TABLE.name}")
     parser.add_argument("--results", help="a file that collects the results of several runs; the "
@@ -203,6 +211,14 @@ def options():
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--logs", help="a directory for each run's output")
     return parser.parse_args()
+
+
+def columns_of(args):
+    """"ENGINE BACKEND" for what the build has of what was asked for, and "qemu"."""
+    wanted = args.on.split(",")
+    ours = [f"{engine} {backend}" for engine in args.engine.split(",")
+            for backend in backends(args.strata, engine) if backend in wanted]
+    return [*(c for c in OURS if c in ours), *(["qemu"] if "qemu" in wanted else [])]
 
 
 def main():
@@ -217,7 +233,7 @@ def main():
     for suite in everything:
         suite.timeout = max(suite.timeout, notes["seconds"].get(suite.name, 0))
     chosen = everything
-    columns = args.on.split(",")
+    columns = columns_of(args)
     if args.required:
         chosen = [s for s in chosen if s.name in notes["required"]]
         columns = [c for c in columns if c != "qemu"]
@@ -232,7 +248,7 @@ def main():
     if args.results:
         results = remembered(args.results)
         shown = [s for s in everything if any(name == s.name for name, _ in results)]
-        columns = [c for c in [*BACKENDS, "qemu"] if any(column == c for _, column in results)]
+        columns = [c for c in [*OURS, "qemu"] if any(column == c for _, column in results)]
     text = table(shown, columns, results, notes["reasons"])
     text += left_out([s for s in everything if s not in shown], notes["reasons"])
     print("\n" + text)
