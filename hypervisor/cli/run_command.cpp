@@ -253,8 +253,9 @@ void add_run_command(CLI::App& app, int& exit_code) {
   command->add_option("--append", options->append, "Kernel command line");
   command->add_option("--memory", options->memory, "Guest memory, e.g. 512M or 2G [512M]");
   command->add_option("--cpus", options->cpus, "Number of vCPUs, 1 to 8 [1]");
-  command->add_option("--engine", options->engine,
-                      "Engine: interp, bt (binary translation), or kvm (the host's /dev/kvm) [interp]");
+  command->add_option(
+      "--engine", options->engine,
+      "Engine: interp, bt (binary translation), or kvm (the host's /dev/kvm) [interp]");
   command->add_option(
       "--mmu", options->mmu,
       "Memory backend: shadow, ept, npt, host (engine kvm) or auto [auto]" + vmm::mmu_words_help());
