@@ -98,7 +98,7 @@ void Emitter::check(const Insn& i, Reg va, unsigned size, bool write, bool align
 bool Emitter::check_grouped(const Insn& i, Reg base) {
   const GroupedAccess& access = i.access;
   if (!access.is_grouped()) return false;
-  const auto index = static_cast<std::size_t>(access.group);
+  const auto index = static_cast<std::size_t>(static_cast<std::uint8_t>(access.group));
   std::uint64_t& addend = c_.state->group_addend[index];
   if (!access.first) {
     a_.load(kT1, absolute(&addend));
