@@ -26,6 +26,15 @@ def run(*options, timeout=120):
                           text=True, errors="replace", timeout=timeout)
 
 
+def combinations():
+    """Every engine of this build but the host's, with every backend and a limited shadow."""
+    for engine in ("interp", "bt"):
+        mmus = backends(STRATA, engine)
+        if "shadow" in mmus:
+            mmus.append("shadow,no-unsync,no-flood,no-prefetch,no-global,no-pcid,no-large,limit=1M")
+        yield from ((engine, mmu) for mmu in mmus)
+
+
 class Endings(unittest.TestCase):
     def guest(self, *options):
         return ConsoleSession([STRATA, "run", "--kernel", GUEST, "--memory", "64M", *options])
@@ -64,16 +73,13 @@ class Endings(unittest.TestCase):
         os.write(terminal, b"\x01x")
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 6)
 
-    def test_the_guests_own_checks_pass_under_every_backend(self):
-        mmus = backends(STRATA)
-        self.assertTrue(mmus)
-        if "shadow" in mmus:
-            mmus.append("shadow,no-unsync,no-flood,no-prefetch,no-global,no-pcid,no-large,limit=1M")
-        for mmu in mmus:
+    def test_the_guests_own_checks_pass_under_every_engine_and_backend(self):
+        self.assertTrue(backends(STRATA))
+        for engine, mmu in combinations():
             for cpus in (1, 2, 4, 8):
-                with self.subTest(mmu=mmu, cpus=cpus):
-                    done = run("--kernel", GUEST, "--append", "auto", "--memory", "64M", "--mmu",
-                               mmu, "--cpus", str(cpus))
+                with self.subTest(engine=engine, mmu=mmu, cpus=cpus):
+                    done = run("--kernel", GUEST, "--append", "auto", "--memory", "64M", "--engine",
+                               engine, "--mmu", mmu, "--cpus", str(cpus))
                     self.assertEqual(done.returncode, 0, done.stdout)
                     self.assertIn(", 0 failed", done.stdout)
                     self.assertEqual("smp: x2apic ipis" in done.stdout, cpus > 1)

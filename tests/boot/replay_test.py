@@ -15,8 +15,17 @@ import tempfile
 import time
 import unittest
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts" / "lib"))
+from debian_guest import backends  # noqa: E402
+
 STRATA, GUEST, *MMUS = sys.argv[1:]
+# What runs and replays exactly: the interpreter on every backend, then the translator if it is here.
+WAYS = [("interp", mmu) for mmu in MMUS] + [("bt", mmu) for mmu in backends(STRATA, "bt")]
 EXACT = ["--clock", "instructions"]
+
+
+def way(engine, mmu):
+    return ["--engine", engine, "--mmu", mmu]
 
 
 def strata(*options, timeout=240, **kwargs):
@@ -52,18 +61,20 @@ class Exact(unittest.TestCase):
             self.assertIn(part, done.stderr)
 
     def test_two_runs_are_one(self):
-        reference = self.guest(*EXACT, "--mmu", MMUS[0])
+        reference = self.guest(*EXACT, *way(*WAYS[0]))
         self.assertIn("strata guest", reference[0])
-        for mmu in MMUS:
-            self.assertEqual(self.guest(*EXACT, "--mmu", mmu), reference, mmu)
+        for other in WAYS:
+            self.assertEqual(self.guest(*EXACT, *way(*other)), reference, other)
 
-    def test_a_recording_replays_under_every_backend(self):
+    def test_a_recording_replays_under_every_engine_and_backend(self):
         recording = self.directory / "guest.rec"
         for clock in (["--clock", "host"], EXACT):
-            _, instructions, checksum = self.guest("--record", recording, "--mmu", MMUS[0], *clock)
-            for mmu in MMUS:
-                done = self.replay(recording, "--mmu", mmu)
-                self.one_line(done, "ended as recorded", checksum, f"{instructions} instructions")
+            for recorder in (WAYS[0], WAYS[-1]):
+                _, instructions, checksum = self.guest("--record", recording, *way(*recorder), *clock)
+                for other in WAYS:
+                    done = self.replay(recording, *way(*other))
+                    self.one_line(done, "ended as recorded", checksum,
+                                  f"{instructions} instructions")
 
     def test_console_input_is_recorded(self):
         recording = self.directory / "typed.rec"
@@ -77,14 +88,14 @@ class Exact(unittest.TestCase):
         output, errors = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 0, errors)
         self.assertIn("one", output)
-        for mmu in MMUS:
-            self.replay(recording, "--mmu", mmu)
+        for other in WAYS:
+            self.replay(recording, *way(*other))
 
     def test_a_replay_stops_and_steps(self):
         recording = self.directory / "guest.rec"
         self.guest("--record", recording)
-        traces = [self.replay(recording, "--mmu", mmu, "--until", 100_000, "--step", 50).stdout
-                  for mmu in MMUS]
+        traces = [self.replay(recording, *way(*other), "--until", 100_000, "--step", 50).stdout
+                  for other in WAYS]
         self.assertEqual(traces[0].count("\n"), 50)
         self.assertTrue(traces[0].startswith("100000 rip="))
         self.assertEqual(set(traces), {traces[0]})
@@ -97,14 +108,14 @@ class Exact(unittest.TestCase):
         numbers = random.Random(cpus)
         for i in range(saves):
             at = numbers.randrange(1, instructions)
-            mmu, other = MMUS[i % len(MMUS)], MMUS[(i + 1) % len(MMUS)]
+            saver, other = WAYS[i % len(WAYS)], WAYS[-1 - i % len(WAYS)]
             done = strata("run", "--kernel", GUEST, "--append", "auto", "--memory", "64M", *exact,
-                          "--mmu", mmu, "--save", saved, "--save-at", at)
+                          *way(*saver), "--save", saved, "--save-at", at)
             self.assertEqual(done.returncode, 0, done.stderr)
             self.one_line(done, f"at instruction {at}")
-            rest, last, end = self.run_guest("--load", saved, "--mmu", other)
+            rest, last, end = self.run_guest("--load", saved, *way(*other))
             self.assertEqual(done.stdout + rest, output, f"saved at {at}")
-            self.assertEqual(end, checksum, f"saved at {at} under {mmu}, loaded under {other}")
+            self.assertEqual(end, checksum, f"saved at {at} under {saver}, loaded under {other}")
             self.assertEqual(last, instructions, f"saved at {at}")
 
     def test_saved_vms_end_as_the_unsaved(self):
@@ -113,20 +124,22 @@ class Exact(unittest.TestCase):
     def test_vms_of_several_vcpus_do_so_too(self):
         self.save_and_load(cpus=4, saves=3)
 
-    def test_several_vcpus_replay_under_every_backend(self):
+    def test_several_vcpus_replay_under_every_engine_and_backend(self):
         recording = self.directory / "guest.rec"
-        _, instructions, checksum = self.guest("--cpus", 4, "--record", recording)
-        for mmu in MMUS:
-            done = self.replay(recording, "--mmu", mmu)
-            self.one_line(done, "ended as recorded", checksum, f"{instructions} instructions")
+        for recorder in (WAYS[0], WAYS[-1]):
+            _, instructions, checksum = self.guest("--cpus", 4, "--record", recording,
+                                                   *way(*recorder))
+            for other in WAYS:
+                done = self.replay(recording, *way(*other))
+                self.one_line(done, "ended as recorded", checksum, f"{instructions} instructions")
 
     def test_a_loaded_vm_can_be_recorded(self):
         saved, recording = self.directory / "guest.vm", self.directory / "rest.rec"
         strata("run", "--kernel", GUEST, "--append", "auto", "--memory", "64M", "--save", saved,
                "--save-at", 100_000, "--clock", "instructions")
         _, _, checksum = self.run_guest("--load", saved, "--record", recording)
-        for mmu in MMUS:
-            self.one_line(self.replay(recording, "--mmu", mmu), checksum)
+        for other in WAYS:
+            self.one_line(self.replay(recording, *way(*other)), checksum)
 
     def test_sigusr1_saves(self):
         saved = self.directory / "guest.vm"
