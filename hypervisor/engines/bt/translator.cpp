@@ -127,7 +127,8 @@ std::uint64_t Translator::context() const noexcept {
 void Translator::refresh() noexcept {
   state_->context.store(context());
   state_->pcid = core_.pcid;
-  state_->jump_salt = (core_.jump_context_ & 0xFFFF) * 0x61 + (core_.data_mode << 10U);
+  state_->jump_salt =
+      (core_.jump_context_ & 0xFFFF) * 0x61 + (static_cast<std::uint32_t>(core_.data_mode) << 10);
   if (core_.long_mode()) return;
   for (unsigned n = 0; n < 2; ++n) {
     const cpu::Segment& s = core_.arch.segment[cpu::FS + n];
