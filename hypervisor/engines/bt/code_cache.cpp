@@ -109,7 +109,8 @@ std::size_t CodeCache::drop_in_page(TranslatedBlock*& first, PA pa, PA end,
   std::size_t dropped = 0;
   TranslatedBlock** link = &first;
   while (TranslatedBlock* b = *link) {
-    if (!(b->pa < end && pa < b->pa + b->bytes)) {
+    const PA page = b->pa.page_base();
+    if (!(page + b->from < end && pa < page + b->to)) {
       link = &b->page_next;
       continue;
     }

@@ -22,7 +22,9 @@ struct TranslatedBlock {
   std::uint32_t chain = 0;  ///< where other code of its page may jump to
   std::uint32_t key = 0;    ///< mode it was translated for
   std::uint16_t bytes = 0;  ///< guest bytes covered
-  bool crosses = false;     ///< one instruction, that ends in `second`
+  /// Page offsets it depends on: more than its bytes where flags were looked for behind them.
+  std::uint16_t from = 0, to = 0;
+  bool crosses = false;  ///< one instruction, that ends in `second`
   PPN second{};
   TranslatedBlock* hash_next = nullptr;
   TranslatedBlock* page_next = nullptr;

@@ -363,7 +363,7 @@ FlagEffect flag_effect(const Insn& i) noexcept {
   return e;
 }
 
-std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset) {
+std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset, Region& region) {
   constexpr unsigned kLookAhead = 6;
   const auto start = static_cast<std::int64_t>(code.page_offset);
   const auto page_end = start + static_cast<std::int64_t>(code.available);
@@ -378,6 +378,10 @@ std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset) {
   Insn i;
   for (unsigned n = 0; n < kLookAhead && at < there.available; ++n) {
     if (!decode_one(there, decoder, at, i)) break;
+    region.from = std::min(region.from, static_cast<std::uint16_t>(page_offset));
+    region.to = std::max(
+        region.to,
+        static_cast<std::uint16_t>(page_offset + static_cast<std::int64_t>(at) + i.insn.length));
     if (i.ends || i.kind == Kind::jcc) break;
     // What it wants if nothing behind it wants anything, and what it passes on.
     wanted |= live_before(i, 0) & undecided;
@@ -403,19 +407,21 @@ void decode_region(const CodeView& code, Region& region) {
     if (i.kind == Kind::jcc && i.ops[0].imm.value.s < 0) break;
   }
   region.bytes = static_cast<std::uint16_t>(at);
+  region.from = static_cast<std::uint16_t>(code.page_offset);
+  region.to = static_cast<std::uint16_t>(code.page_offset + at);
   const std::span<Insn> insns = region.insns();
   region.groups.clear();
   if (insns.empty()) return;
   if (code.grouped && code.mode.bits == 64) group_accesses(region);
   const Insn& last = insns.back();
   const auto end = static_cast<std::int64_t>(code.page_offset + at);
-  std::uint32_t live = last.ends ? kAll : flags_wanted_at(code, end);
-  if (last.kind == Kind::jump) live = flags_wanted_at(code, end + last.ops[0].imm.value.s);
+  std::uint32_t live = last.ends ? kAll : flags_wanted_at(code, end, region);
+  if (last.kind == Kind::jump) live = flags_wanted_at(code, end + last.ops[0].imm.value.s, region);
   for (std::size_t n = insns.size(); n-- > 0;) {
     Insn& i = insns[n];
     if (i.kind == Kind::jcc) {
       const auto next = static_cast<std::int64_t>(code.page_offset) + i.offset + i.insn.length;
-      live |= flags_wanted_at(code, next + i.ops[0].imm.value.s);
+      live |= flags_wanted_at(code, next + i.ops[0].imm.value.s, region);
     }
     i.live_after = live;
     live = live_before(i, live);

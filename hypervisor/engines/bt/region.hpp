@@ -86,6 +86,8 @@ class Region {
   [[nodiscard]] Insn& next() noexcept { return insns_[count]; }
   unsigned count = 0;
   std::uint16_t bytes = 0;
+  /// Page offsets that its code depends on: its own bytes, and those looked at for flags.
+  std::uint16_t from = 0, to = 0;
   std::vector<AccessGroup> groups;
 
  private:
@@ -115,7 +117,9 @@ void group_accesses(Region& region);
 void decode_region(const CodeView& code, Region& region);
 
 /// Flags that may be read from the instruction at `page_offset` of the same page on.
-[[nodiscard]] std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset);
+/// What it looked at becomes part of what `region` depends on.
+[[nodiscard]] std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset,
+                                            Region& region);
 
 /// The explicit operand in memory, or null. LEA's and NOP's do not count.
 [[nodiscard]] const ZydisDecodedOperand* memory_operand(const Insn& i) noexcept;

@@ -211,7 +211,11 @@ const TranslatedBlock* Translator::block_at(std::uint64_t va) {
   code.available = static_cast<std::size_t>(kPageSize - (va & kPageMask));
   decode_region(code, region_);
   if (region_.count == 0) return crossing_block_at(va, pa, code);
-  return translate(code, {.pa = pa, .key = mode_key(), .bytes = region_.bytes});
+  return translate(code, {.pa = pa,
+                          .key = mode_key(),
+                          .bytes = region_.bytes,
+                          .from = region_.from,
+                          .to = region_.to});
 }
 
 /// Instruction fetch, with the page claimed for code. False: the Core's leave_ says why.
@@ -248,6 +252,8 @@ const TranslatedBlock* Translator::crossing_block_at(std::uint64_t va, PA pa, Co
   return translate(code, {.pa = pa,
                           .key = mode_key(),
                           .bytes = static_cast<std::uint16_t>(kPageSize - (va & kPageMask)),
+                          .from = static_cast<std::uint16_t>(va & kPageMask),
+                          .to = static_cast<std::uint16_t>(kPageSize),
                           .crosses = true,
                           .second = page_of(second)});
 }

@@ -280,6 +280,19 @@ TEST_F(SmpTest, ATranslationThatWentIsNotUsedOnceTheWaitIsOver) {
   for (VcpuId id = 0; id < kCores; ++id) EXPECT_EQ(gpr(id, cpu::R15), 0U) << "vCPU " << id;
 }
 
+// A translator may leave flags that the code behind a jump does not read; once that code does read
+// them, the jump's block must know.
+TEST_F(SmpTest, PatchedCodeFindsTheFlagsOfCodeBeforeIt) {
+  (void)prepare(1, "31 C0 EB 00 31 C9 90 F4");  // xor eax, eax; jmp $+2; xor ecx, ecx; nop; hlt
+  run({1});
+  EXPECT_EQ(gpr(1, cpu::RCX), 0U);
+  const std::array<std::uint8_t, 3> sete_cl{0x0F, 0x94, 0xC1};
+  for (unsigned n = 0; n < 3; ++n) poke<std::uint8_t>(kCode + 0x1004 + n, sete_cl[n]);
+  cores_[1]->memory_written(PA{kCode + 0x1004}, 3);
+  run({1});
+  EXPECT_EQ(gpr(1, cpu::RCX) & 0xFF, 1U);
+}
+
 TEST_F(SmpTest, ASleepingVcpusMailboxStaysSmallAndForgetsNothing) {
   (void)prepare(1, "B8 01 00 00 00 F4");  // mov eax, 1; hlt
   run({1});
