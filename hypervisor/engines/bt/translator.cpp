@@ -287,7 +287,8 @@ const TranslatedBlock* Translator::translate(const CodeView& code, TranslatedBlo
 
 std::uint64_t Translator::go_on(std::uint64_t va) {
   core_.rip = va;
-  if (core_.attention_flags.load() != 0) return leave(Leave::attention);
+  // A stop that is due comes before a fault of the next instruction's fetch.
+  if (core_.budget == 0 || core_.attention_flags.load() != 0) return leave(Leave::attention);
   const std::uint64_t code = code_at_rip();
   if (code == 0) return stubs_.leave;
   state_->context.store(context());
@@ -358,7 +359,9 @@ std::uint64_t Translator::memory(std::uint64_t va, Site site) {
 std::uint64_t Translator::jump(std::uint64_t va, Site site) {
   const std::uint64_t flushes = cache_.flushes();
   const std::uint64_t places = core_.places();
-  const bool possible = core_.attention_flags.load() == 0 && core_.canonical(va);
+  // Where a stop is due behind the branch its target is not to be fetched yet.
+  const bool possible =
+      core_.budget != 0 && core_.attention_flags.load() == 0 && core_.canonical(va);
   if (possible && code_for(va) != 0 && flushes == cache_.flushes() && places == core_.places() &&
       core_.attention_flags.load() == 0) {
     state_->context.store(context());
