@@ -16,28 +16,45 @@
 
 namespace strata::vmm {
 
-const std::vector<Combination>& combinations() {
-  static const std::vector<Combination> kCombinations{
+namespace {
+
+/// A kind of table, as in Combination.
+struct Tables {
+  std::string_view mmu;
+  std::string_view backend;
+};
+
+/// Every engine that asks an Mmu for its translations works with every backend.
+std::vector<Combination> make_combinations() {
+  const std::vector<Tables> tables{
 #ifdef STRATA_HAS_NESTED
-      {"interp", "ept", "nested"},
-      {"interp", "npt", "nested"},
+      {"ept", "nested"},
+      {"npt", "nested"},
 #endif
 #ifdef STRATA_HAS_SHADOW
-      {"interp", "shadow", "shadow"},
-#endif
-#ifdef STRATA_HAS_BT
-#ifdef STRATA_HAS_NESTED
-      {"bt", "ept", "nested"},
-      {"bt", "npt", "nested"},
-#endif
-#ifdef STRATA_HAS_SHADOW
-      {"bt", "shadow", "shadow"},
-#endif
-#endif
-#ifdef STRATA_HAS_KVM
-      {kHostEngine, kHostMmu, "the host kernel's"},
+      {"shadow", "shadow"},
 #endif
   };
+  const std::vector<std::string_view> engines{
+      "interp",
+#ifdef STRATA_HAS_BT
+      "bt",
+#endif
+  };
+  std::vector<Combination> all;
+  for (const std::string_view engine : engines) {
+    for (const Tables& t : tables) all.push_back({engine, t.mmu, t.backend});
+  }
+#ifdef STRATA_HAS_KVM
+  all.push_back({kHostEngine, kHostMmu, "the host kernel's"});
+#endif
+  return all;
+}
+
+}  // namespace
+
+const std::vector<Combination>& combinations() {
+  static const std::vector<Combination> kCombinations = make_combinations();
   return kCombinations;
 }
 
