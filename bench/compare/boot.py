@@ -32,8 +32,8 @@ def commands(strata, images):
         "qemu-tcg": ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nographic",
                      "-no-reboot", "-kernel", kernel, "-initrd", initrd,
                      "-append", APPEND["cloud-amd64"]]}
-    for mmu in backends(strata):
-        result[f"strata interp/{mmu}"] = run_command(strata, images, mmu)
+    for mmu in backends(strata, "interp"):
+        result[f"strata interp/{mmu}"] = run_command(strata, images, "interp", mmu)
     return result
 
 

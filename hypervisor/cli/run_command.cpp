@@ -88,6 +88,12 @@ void note(std::string_view remark) {
   if (!remark.empty()) std::cerr << "strata run: note: " << remark << '\n';
 }
 
+/// Which engine a user got who named none.
+void note_engine(const vmm::VmConfig& asked, const vmm::Vm& vm) {
+  if (asked.engine != vmm::kAutoEngine) return;
+  note(fmt::format("engine {}, {}", vm.engine_name(), vm.engine_reason()));
+}
+
 /// Now: when they are written, the process can open files no more.
 Expected<std::optional<host::OutputFile>, host::HostError> open_stats(const std::string& path) {
   if (path.empty()) return std::optional<host::OutputFile>{};
@@ -185,6 +191,7 @@ int run(const RunOptions& options) {
   SaveSignal signal;  // before the VM's threads, which inherit what it blocks
   auto vm = vmm::Vm::create(*config, **console);
   if (!vm) return usage_error(vm.error().message);
+  note_engine(*config, **vm);
   note((*vm)->remark());
   // Lock-step may have to make these VMs once more, with all that a sandbox takes away.
   Confinement confinement{options.sandbox && config->check.target.empty()};
@@ -211,6 +218,9 @@ Examples:
   strata run --kernel vmlinuz --initrd initramfs.gz --append "console=ttyS0"
   strata run --config vm.json --mmu shadow --stats run.json
   A config file holds the same keys: {"kernel": "vmlinuz", "memory": "256M", "mmu": "ept"}
+
+Engine auto passes kvm by where the host's KVM cannot run everything, for a --mmu other than host,
+and for --clock, --record, --save, --load and --check, which need exact instruction counts.
 
 In the console, Ctrl-A x quits and Ctrl-A h lists the other escapes.
 
@@ -255,7 +265,9 @@ void add_run_command(CLI::App& app, int& exit_code) {
   command->add_option("--cpus", options->cpus, "Number of vCPUs, 1 to 8 [1]");
   command->add_option(
       "--engine", options->engine,
-      "Engine: interp, bt (binary translation), or kvm (the host's /dev/kvm) [interp]");
+      "Engine: kvm (the host's /dev/kvm), bt (binary translation), interp, or auto: "
+      "the first of these that the host and the build have and that does what the "
+      "run asks for; a note says which it is and why [auto]");
   command->add_option(
       "--mmu", options->mmu,
       "Memory backend: shadow, ept, npt, host (engine kvm) or auto [auto]" + vmm::mmu_words_help());

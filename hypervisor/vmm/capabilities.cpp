@@ -132,15 +132,15 @@ Expected<void, std::string> check_combination(std::string_view engine, std::stri
   std::string engines;
   bool engine_known = false;
   for (const Combination& c : combinations()) {
-    if (engines.find(c.engine) == std::string::npos) engines += fmt::format(" {}", c.engine);
-    if (c.engine != engine) continue;
+    if (engines.find(c.engine) == std::string::npos) engines += fmt::format(" {},", c.engine);
+    if (engine != kAutoEngine && c.engine != engine) continue;
     engine_known = true;
     if (mmu == "auto" || c.mmu == mmu) return check_words(choice);
-    works += fmt::format(" {},", c.mmu);
+    if (works.find(c.mmu) == std::string::npos) works += fmt::format(" {},", c.mmu);
   }
   if (!engine_known) {
     return Unexpected<std::string>{
-        fmt::format("--engine: '{}' is not built in; this build has:{}", engine, engines)};
+        fmt::format("--engine: '{}' is not built in; this build has:{} auto", engine, engines)};
   }
   return Unexpected<std::string>{fmt::format(
       "--mmu: '{}' does not work with engine {}; this build has:{} auto", mmu, engine, works)};

@@ -19,6 +19,8 @@ namespace strata::vmm {
 /// Mmu to make for it.
 inline constexpr std::string_view kHostEngine = "kvm";
 inline constexpr std::string_view kHostMmu = "host";
+/// What --engine calls the choice of engine_choice.hpp.
+inline constexpr std::string_view kAutoEngine = "auto";
 
 /// One engine under one kind of table.
 struct Combination {
@@ -30,8 +32,8 @@ struct Combination {
 /// Every combination this build can run, the preferred one of each engine first.
 [[nodiscard]] const std::vector<Combination>& combinations();
 
-/// Whether `engine` runs under `mmu` ("auto" included), and whether the words after its name, as in
-/// "shadow,no-unsync,limit=8M", are known. The error names what would work.
+/// Whether `engine` runs under `mmu` (for both "auto" included), and whether the words after its
+/// name, as in "shadow,no-unsync,limit=8M", are known. The error names what would work.
 [[nodiscard]] Expected<void, std::string> check_combination(std::string_view engine,
                                                             std::string_view mmu);
 

@@ -61,7 +61,11 @@ Expected<std::unique_ptr<HostEngine>, ConfigError> HostEngine::create(const Envi
       std::make_unique<KvmEngine>(std::move(*machine), std::move(*remark))};
 }
 
+std::string HostEngine::lack() { return kvm::first_lack(); }
+
 #else
+
+std::string HostEngine::lack() { return "not built in"; }
 
 Expected<std::unique_ptr<HostEngine>, ConfigError> HostEngine::create(
     const Environment& /*environment*/, const boot::MemoryMap& /*map*/) {

@@ -36,6 +36,10 @@ class HostEngine {
   [[nodiscard]] static Expected<std::unique_ptr<HostEngine>, ConfigError> create(
       const Environment& environment, const boot::MemoryMap& map);
 
+  /// Why the host's KVM is not for just any guest: the first thing that it lacks, in a few words.
+  /// Empty: it runs whatever guests do.
+  [[nodiscard]] static std::string lack();
+
   /// vCPU `id`, with the APIC id of that number.
   [[nodiscard]] virtual Expected<std::unique_ptr<engine::Vcpu>, ConfigError> make_vcpu(
       VcpuId id, engine::InterruptSource& interrupts) = 0;

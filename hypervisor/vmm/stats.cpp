@@ -130,6 +130,7 @@ json Vm::stats() const {
   json out;
   out["kernel"] = kernel_description_;
   out["engine"] = config_.engine;
+  out["engine_reason"] = config_.engine_reason;
   out["mmu"] = mmu_name_;
   out["cpu_model"] = model_.name();
   out["memory_bytes"] = config_.memory_bytes;

@@ -10,6 +10,7 @@
 #include "engines/bt/translator.hpp"
 #endif
 #include "engines/interp/core.hpp"
+#include "vmm/engine_choice.hpp"
 #include "vmm/state_dump.hpp"
 #include "vmm/vm_parts.hpp"
 
@@ -97,9 +98,12 @@ Vm::~Vm() {
   if (guest_memory_ && listener_) guest_memory_->remove_listener(*listener_);
 }
 
-Expected<std::unique_ptr<Vm>, ConfigError> Vm::create(const VmConfig& config,
+Expected<std::unique_ptr<Vm>, ConfigError> Vm::create(const VmConfig& given,
                                                       devices::CharSink& sink) {
-  if (const auto valid = validate(config); !valid) return Unexpected{valid.error()};
+  if (const auto valid = validate(given); !valid) return Unexpected{valid.error()};
+  const auto settled = settle_engine(given);
+  if (!settled) return Unexpected{settled.error()};
+  const VmConfig& config = *settled;
   if (!config.load.empty()) return create_loaded(config, sink);
   auto map = boot::MemoryMap::make(config.memory_bytes);
   if (!map) return bad(fmt::format("--memory: {}", map.error().message));

@@ -66,14 +66,14 @@ class Vm final : private devices::MachineControl,
  public:
   /// Builds the VM and loads the guest. `sink` gets the serial output and must outlive the VM.
   /// Errors: anything wrong with the configuration or its files, in one line.
-  [[nodiscard]] static Expected<std::unique_ptr<Vm>, ConfigError> create(const VmConfig& config,
+  [[nodiscard]] static Expected<std::unique_ptr<Vm>, ConfigError> create(const VmConfig& given,
                                                                          devices::CharSink& sink);
   ~Vm() override;
 
-  /// Builds a VM that runs() a recording: its memory and vCPUs, no living devices. Of `config` only
+  /// Builds a VM that runs() a recording: its memory and vCPUs, no living devices. Of `given` only
   /// engine and MMU count. Errors: as create(), and a file that is no whole recording's start.
   [[nodiscard]] static Expected<std::unique_ptr<Vm>, ConfigError> create_replay(
-      const VmConfig& config, const std::string& recording, devices::CharSink& sink);
+      const VmConfig& given, const std::string& recording, devices::CharSink& sink);
   /// Replays to the end, or to instruction `until` of the vCPU whose turn it is. Can be called
   /// again after `until` was reached.
   ReplayResult replay(std::optional<std::uint64_t> until);
@@ -112,6 +112,9 @@ class Vm final : private devices::MachineControl,
   /// The vCPUs as they stopped, as text. After run().
   [[nodiscard]] std::string vcpu_state() const;
   [[nodiscard]] std::string_view mmu_name() const noexcept { return mmu_name_; }
+  /// As named by the user, or chosen for --engine auto, and why it is that one.
+  [[nodiscard]] std::string_view engine_name() const noexcept { return config_.engine; }
+  [[nodiscard]] std::string_view engine_reason() const noexcept { return config_.engine_reason; }
   /// A line about what the engine can do only in part on this host; empty: nothing.
   [[nodiscard]] std::string_view remark() const noexcept {
     return host_engine_ ? std::string_view{host_engine_->remark()} : std::string_view{};

@@ -160,19 +160,17 @@ namespace {
 Expected<void, ConfigError> validate_exact(const VmConfig& config) {
   if (const auto clock = parse_clock(config.clock); !clock) return Unexpected{clock.error()};
   if (config.save_at && config.save.empty()) return bad("--save-at: --save must name a file");
-  const bool check = !config.check.target.empty();
-  const bool exact =
-      config.clock != "host" || !config.record.empty() || !config.save.empty() || check;
-  if (exact && config.engine == "kvm") {
+  if (const auto option = exact_option(config); !option.empty() && config.engine == kHostEngine) {
     return bad(
-        fmt::format("--engine: {} does not stop at exact counts; --clock, --record, --save and "
-                    "--check need; interp and bt do",
-                    config.engine));
+        fmt::format("--engine: {} does not stop at exact counts, which {} needs; interp and "
+                    "bt do",
+                    config.engine, option));
   }
-  if (check) {
+  if (!config.check.target.empty()) {
     if (!config.record.empty()) return bad("--check: can not be together with --record");
     const CheckTarget target = check_target(config);
-    if (target.engine == "kvm") return bad("--check: kvm does not stop at exact counts");
+    if (target.engine == kHostEngine) return bad("--check: kvm does not stop at exact counts");
+    if (target.engine == kAutoEngine) return bad("--check: name the second VM's engine");
     if (const auto fits = check_combination(target.engine, target.mmu); !fits) {
       return bad("--check: " + fits.error());
     }
@@ -187,6 +185,14 @@ Expected<void, ConfigError> validate_exact(const VmConfig& config) {
 }
 
 }  // namespace
+
+std::string_view exact_option(const VmConfig& config) {
+  if (!config.check.target.empty()) return "--check";  // implies a clock
+  if (!config.record.empty()) return "--record";
+  if (!config.save.empty()) return "--save";
+  if (config.clock != "host") return "--clock";
+  return {};
+}
 
 CheckTarget check_target(const VmConfig& config) {
   const std::string& text = config.check.target;

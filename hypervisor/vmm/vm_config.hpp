@@ -34,7 +34,8 @@ struct VmConfig {
   std::string append;
   std::uint64_t memory_bytes = 512ULL << 20;
   unsigned cpus = 1;
-  std::string engine = "interp";
+  std::string engine = "auto";
+  std::string engine_reason;  ///< why it is that one; settle_engine() writes it, no key of a file
   std::string mmu = "auto";
   std::string cpu_model = "default";
   std::string serial = "stdio";  ///< "stdio", "null", or a file
@@ -50,6 +51,9 @@ struct VmConfig {
   std::optional<std::uint64_t> save_at;  ///< instruction count at which it is
   CheckConfig check;
 };
+
+/// The option of `config` for which the engine must stop at exact counts; empty: there is none.
+[[nodiscard]] std::string_view exact_option(const VmConfig& config);
 
 /// The second VM's engine and MMU.
 struct CheckTarget {

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "devices/device_state.hpp"
+#include "vmm/engine_choice.hpp"
 #include "vmm/replay/machine_state.hpp"
 #include "vmm/vm_parts.hpp"
 
@@ -304,15 +305,17 @@ Expected<std::unique_ptr<Vm>, ConfigError> Vm::create_loaded(const VmConfig& con
   return vm;
 }
 
-Expected<std::unique_ptr<Vm>, ConfigError> Vm::create_replay(const VmConfig& config,
+Expected<std::unique_ptr<Vm>, ConfigError> Vm::create_replay(const VmConfig& given,
                                                              const std::string& recording,
                                                              devices::CharSink& sink) {
+  const auto config = settle_engine(given, "a replay");
+  if (!config) return Unexpected{config.error()};
   auto file = ChunkReader::open(recording, replay::FileKind::recording);
   if (!file) return bad(file.error().message);
   auto machine = read_machine(**file);
   if (!machine) return Unexpected{machine.error()};
   SavedConfig saved;
-  auto merged = merge(config, *machine, saved, recording);
+  auto merged = merge(*config, *machine, saved, recording);
   if (!merged) return Unexpected{merged.error()};
   auto map = boot::MemoryMap::make(merged->memory_bytes);
   if (!map) return bad(fmt::format("{}: {}", recording, map.error().message));

@@ -24,17 +24,18 @@ def image_files(images, flavour="cloud-amd64"):
     return images / f"vmlinuz{suffix}", images / f"initramfs{suffix}.gz"
 
 
-def backends(strata, engine="interp"):
+def backends(strata, engine):
     """The --mmu names that this build has for an engine, from --version; none without the engine."""
     text = subprocess.run([strata, "--version"], capture_output=True, text=True, check=True).stdout
     return re.findall(rf"^{engine}\s+(\w+)", text, re.MULTILINE)
 
 
-def run_command(strata, images, mmu, *more, flavour="cloud-amd64", cpus=1):
+def run_command(strata, images, engine, mmu, *more, flavour="cloud-amd64", cpus=1):
     """The command line; `more` is appended to it."""
     kernel, initrd = image_files(images, flavour)
     return [strata, "run", "--kernel", kernel, "--initrd", initrd, "--append", APPEND[flavour],
-            "--memory", "256M", "--mmu", mmu, *(["--cpus", str(cpus)] if cpus > 1 else []), *more]
+            "--memory", "256M", "--engine", engine, "--mmu", mmu,
+            *(["--cpus", str(cpus)] if cpus > 1 else []), *more]
 
 
 class DebianGuest:

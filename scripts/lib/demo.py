@@ -11,7 +11,7 @@ from debian_guest import DebianGuest, backends, read_stats, run_command
 
 
 def boot_debian(strata, images, mmu, stats):
-    guest = DebianGuest(run_command(strata, images, mmu, "--stats", stats), echo=True)
+    guest = DebianGuest(run_command(strata, images, "interp", mmu, "--stats", stats), echo=True)
     guest.type("uname -a; free -m", "Mem:")
     guest.power_off()
     return guest.booted
@@ -19,7 +19,7 @@ def boot_debian(strata, images, mmu, stats):
 
 def boot_in_tree_guest(strata, guest, mmu, stats):
     session = ConsoleSession(
-        [strata, "run", "--kernel", guest, "--append", "auto", "--memory", "64M", "--mmu", mmu,
+        [strata, "run", "--kernel", guest, "--append", "auto", "--memory", "64M", "--engine", "interp", "--mmu", mmu,
          "--stats", stats],
         echo=True)
     if session.finish(120) != 0:
@@ -60,7 +60,7 @@ def main():
     strata = f"{binaries}/strata"
     rows, results = [], []
     with tempfile.TemporaryDirectory() as scratch:
-        for mmu in backends(strata):
+        for mmu in backends(strata, "interp"):
             print(f"\n==> booting under {mmu}", flush=True)
             stats = f"{scratch}/{mmu}.json"
             try:

@@ -40,8 +40,8 @@ def boot(strata, images, mmu):
         stats = f"{scratch}/stats.json"
         session = ConsoleSession(
             [strata, "run", "--kernel", f"{images}/vmlinuz", "--initrd",
-             f"{images}/initramfs.gz", "--append", "console=ttyS0", "--memory", "256M", "--mmu",
-             mmu, "--stats", stats])
+             f"{images}/initramfs.gz", "--append", "console=ttyS0", "--memory", "256M",
+             "--engine", "interp", "--mmu", mmu, "--stats", stats])
         session.expect("strata: init reached", 600)
         session.expect(PROMPT, 60)
         session.send(WORK)

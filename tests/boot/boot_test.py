@@ -21,7 +21,7 @@ ZEROES_MD5 = "c9fc2d3dd83ab67a129ac10b09c9ebbb"
 
 
 def boot(strata, images, engine, mmu, flavour, cpus, stats):
-    guest = DebianGuest(run_command(strata, images, mmu, "--engine", engine, "--stats", stats,
+    guest = DebianGuest(run_command(strata, images, engine, mmu, "--stats", stats,
                                     "--timeout", "600", flavour=flavour, cpus=cpus))
     # The shell computes, so the answer is not an echo of what was typed.
     guest.type("echo answer-$((6*7)); head -c 3000000 /dev/zero | md5sum; free -m | grep Mem",

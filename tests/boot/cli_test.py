@@ -26,9 +26,13 @@ def run(*options, timeout=120):
                           text=True, errors="replace", timeout=timeout)
 
 
+def own_engines():
+    return [engine for engine in ("interp", "bt") if backends(STRATA, engine)]
+
+
 def combinations():
     """Every engine of this build but the host's, with every backend and a limited shadow."""
-    for engine in ("interp", "bt"):
+    for engine in own_engines():
         mmus = backends(STRATA, engine)
         if "shadow" in mmus:
             mmus.append("shadow,no-unsync,no-flood,no-prefetch,no-global,no-pcid,no-large,limit=1M")
@@ -36,27 +40,28 @@ def combinations():
 
 
 class Endings(unittest.TestCase):
-    def guest(self, *options):
-        return ConsoleSession([STRATA, "run", "--kernel", GUEST, "--memory", "64M", *options])
+    def guest(self, *options, engine="interp"):
+        return ConsoleSession([STRATA, "run", "--kernel", GUEST, "--memory", "64M", "--engine",
+                               engine, *options])
 
-    def end_by(self, command):
-        session = self.guest()
-        session.expect(PROMPT, 60)
-        session.send(command + "\n")
-        code = session.finish(60)
-        return code, session.text
+    def end_by(self, command, code, *said):
+        for engine in own_engines():
+            with self.subTest(engine=engine):
+                session = self.guest(engine=engine)
+                session.expect(PROMPT, 60)
+                session.send(command + "\n")
+                self.assertEqual(session.finish(60), code)
+                for text in said:
+                    self.assertIn(text, session.text)
 
     def test_power_off_is_0(self):
-        self.assertEqual(self.end_by("poweroff")[0], 0)
+        self.end_by("poweroff", 0)
 
     def test_reset_is_3(self):
-        self.assertEqual(self.end_by("reset")[0], 3)
+        self.end_by("reset", 3)
 
     def test_triple_fault_is_4_and_shows_the_vcpu(self):
-        code, text = self.end_by("crash")
-        self.assertEqual(code, 4)
-        self.assertIn("triple-fault", text)
-        self.assertIn("CR3", text)
+        self.end_by("crash", 4, "triple-fault", "CR3")
 
     def test_timeout_is_5(self):
         session = self.guest("--timeout", "2")
@@ -74,7 +79,7 @@ class Endings(unittest.TestCase):
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 6)
 
     def test_the_guests_own_checks_pass_under_every_engine_and_backend(self):
-        self.assertTrue(backends(STRATA))
+        self.assertTrue(backends(STRATA, "interp"))
         for engine, mmu in combinations():
             for cpus in (1, 2, 4, 8):
                 with self.subTest(engine=engine, mmu=mmu, cpus=cpus):
@@ -83,6 +88,60 @@ class Endings(unittest.TestCase):
                     self.assertEqual(done.returncode, 0, done.stdout)
                     self.assertIn(", 0 failed", done.stdout)
                     self.assertEqual("smp: x2apic ipis" in done.stdout, cpus > 1)
+
+
+class EngineAuto(unittest.TestCase):
+    def setUp(self):
+        scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(scratch.cleanup)
+        self.stats_file = pathlib.Path(scratch.name) / "stats.json"
+        self.recording = pathlib.Path(scratch.name) / "run.rec"
+
+    def run_guest(self, *options):
+        """What the run said on stderr and its statistics."""
+        done = run("--kernel", GUEST, "--append", "auto", "--memory", "64M", "--stats",
+                   str(self.stats_file), *options)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn(", 0 failed", done.stdout)
+        return done.stderr, json.loads(self.stats_file.read_text())
+
+    def check_note(self, said, stats):
+        """The same in one line to the user and in the statistics."""
+        self.assertIn(f"strata run: note: engine {stats['engine']}, {stats['engine_reason']}\n", said)
+        self.assertEqual(said.count("\n"), 1, said)
+        self.assertTrue(stats["engine_reason"].startswith("chosen by auto; "), stats)
+
+    def test_is_the_default_and_says_what_it_is(self):
+        for options in ([], ["--engine", "auto"]):
+            with self.subTest(options=options):
+                said, stats = self.run_guest(*options)
+                self.check_note(said, stats)
+                # A whole KVM, or the fastest that needs none and has nothing to do without.
+                self.assertIn(stats["engine"], ("kvm", own_engines()[-1]))
+
+    def test_a_run_that_counts_gets_an_engine_that_counts(self):
+        for option, value in (("--clock", "instructions"), ("--record", str(self.recording))):
+            with self.subTest(option=option):
+                said, stats = self.run_guest(option, value)
+                self.check_note(said, stats)
+                self.assertEqual(stats["engine"], own_engines()[-1])
+                if backends(STRATA, "kvm"):
+                    self.assertIn(f"kvm: {option} needs exact", stats["engine_reason"])
+
+    def test_a_backend_gets_an_engine_that_has_it(self):
+        for mmu in backends(STRATA, "interp"):
+            with self.subTest(mmu=mmu):
+                said, stats = self.run_guest("--mmu", mmu)
+                self.check_note(said, stats)
+                self.assertEqual((stats["engine"], stats["mmu"]), (own_engines()[-1], mmu))
+
+    def test_a_named_engine_is_that_one_without_a_word(self):
+        for engine in own_engines():
+            with self.subTest(engine=engine):
+                said, stats = self.run_guest("--engine", engine)
+                self.assertEqual(said, "")
+                self.assertEqual(stats["engine"], engine)
+                self.assertEqual(stats["engine_reason"], "named by --engine")
 
 
 class Mistakes(unittest.TestCase):
@@ -122,7 +181,7 @@ class Mistakes(unittest.TestCase):
                 self.refused(names, *options)
 
     def test_options_of_the_shadow_backend(self):
-        if "shadow" not in backends(STRATA):
+        if "shadow" not in backends(STRATA, "interp"):
             self.skipTest("this build has no shadow backend")
         for names, mmu in [("no-prefetch", "shadow,no-sync"), ("does not know ''", "shadow,"),
                            ("limit=8M", "shadow,limit=big"), ("limit=8M", "shadow,limit=0")]:

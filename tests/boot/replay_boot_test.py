@@ -18,6 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts" /
 from debian_guest import image_files  # noqa: E402
 
 SKIP = 77
+INTERP = ["--engine", "interp"]
 # The first process powers off: no input is needed.
 APPEND = "console=ttyS0 rdinit=/bin/poweroff -- -f"
 
@@ -45,7 +46,8 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
         stats, recording, saved = (scratch / name for name in ("stats", "boot.rec", "boot.vm"))
-        guest = ["--kernel", kernel, "--initrd", initrd, "--append", APPEND, "--memory", "256M"]
+        guest = ["--kernel", kernel, "--initrd", initrd, "--append", APPEND, "--memory", "256M",
+                 *INTERP]
         # Host time: its interrupts come where they happen to come.
         _, instructions, checksum = finish(program, stats, *guest, "--mmu", mmus[0], "--record",
                                            recording)
@@ -60,7 +62,7 @@ def main():
         assert "Linux version" in output, output[-2000:]
         at = random.Random(1).randrange(instructions // 10, instructions)
         begun = strata(program, "run", *exact, "--mmu", mmus[0], "--save", saved, "--save-at", at)
-        rest = finish(program, stats, "--load", saved, "--mmu", mmus[len(mmus) // 2])
+        rest = finish(program, stats, "--load", saved, *INTERP, "--mmu", mmus[len(mmus) // 2])
         assert begun.stdout + rest[0] == output
         assert rest[1:] == (instructions, checksum), (at, rest[1:], instructions, checksum)
         print(f"saved at instruction {at:,} of {instructions:,}, "

@@ -19,6 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts" /
 from debian_guest import backends  # noqa: E402
 
 STRATA, GUEST, *MMUS = sys.argv[1:]
+INTERP = ["--engine", "interp"]
 # What runs and replays exactly: the interpreter on every backend, then the translator if it is here.
 WAYS = [("interp", mmu) for mmu in MMUS] + [("bt", mmu) for mmu in backends(STRATA, "bt")]
 EXACT = ["--clock", "instructions"]
@@ -79,7 +80,8 @@ class Exact(unittest.TestCase):
     def test_console_input_is_recorded(self):
         recording = self.directory / "typed.rec"
         process = subprocess.Popen(
-            [STRATA, "run", "--kernel", GUEST, "--memory", "64M", "--record", str(recording)],
+            [STRATA, "run", "--kernel", GUEST, "--memory", "64M", "--record", str(recording),
+             *INTERP],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for line in ("echo one", "mem", "poweroff"):
             process.stdin.write(line + "\n")
@@ -93,7 +95,7 @@ class Exact(unittest.TestCase):
 
     def test_a_replay_stops_and_steps(self):
         recording = self.directory / "guest.rec"
-        self.guest("--record", recording)
+        self.guest("--record", recording, *INTERP)
         traces = [self.replay(recording, *way(*other), "--until", 100_000, "--step", 50).stdout
                   for other in WAYS]
         self.assertEqual(traces[0].count("\n"), 50)
@@ -136,22 +138,22 @@ class Exact(unittest.TestCase):
     def test_a_loaded_vm_can_be_recorded(self):
         saved, recording = self.directory / "guest.vm", self.directory / "rest.rec"
         strata("run", "--kernel", GUEST, "--append", "auto", "--memory", "64M", "--save", saved,
-               "--save-at", 100_000, "--clock", "instructions")
-        _, _, checksum = self.run_guest("--load", saved, "--record", recording)
+               "--save-at", 100_000, *EXACT, *INTERP)
+        _, _, checksum = self.run_guest("--load", saved, "--record", recording, *INTERP)
         for other in WAYS:
             self.one_line(self.replay(recording, *way(*other)), checksum)
 
     def test_sigusr1_saves(self):
         saved = self.directory / "guest.vm"
         process = subprocess.Popen([STRATA, "run", "--kernel", GUEST, "--memory", "64M", "--save",
-                                    str(saved), *EXACT],
+                                    str(saved), *EXACT, *INTERP],
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True)
         self.assertIn("strata guest", process.stdout.readline())
         process.send_signal(signal.SIGUSR1)
         _, errors = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 0, errors)
-        done = strata("run", "--load", saved, stdin=None, input="poweroff\n")
+        done = strata("run", "--load", saved, *INTERP, stdin=None, input="poweroff\n")
         self.assertEqual(done.returncode, 0, done.stderr)
 
     def check(self, *options):
@@ -165,29 +167,30 @@ class Exact(unittest.TestCase):
         return {"bt"} & {line.split(" ")[0] for line in strata("--version").stdout.splitlines()}
 
     def test_lock_step(self):
-        plain = self.guest(*EXACT)[0]
+        plain = self.guest(*EXACT, *INTERP)[0]
         for mmu in MMUS:
-            output, states = self.check("--check", "interp," + mmu, "--mmu", MMUS[0])
+            output, states = self.check("--check", "interp," + mmu, *way("interp", MMUS[0]))
             self.assertEqual(output, plain)
             self.assertGreater(states, 50_000)
-        self.check("--check", "--check-every", 1000, "--check-from", 50_000)
+        self.check("--check", "--check-every", 1000, "--check-from", 50_000, *INTERP)
         for engine in self.translators():
             for mmu in MMUS:
                 for every in (0, 1, 1000):
                     self.check("--engine", engine, "--mmu", mmu, "--check=interp", "--check-every",
                                every)
-        self.check("--check", "--check-every", 20_000, "--cpus", 4)
+        self.check("--check", "--check-every", 20_000, "--cpus", 4, *INTERP)
 
     def test_lock_step_that_is_not_possible(self):
-        for target, said in (("kvm", "exact"), ("none", "not built in"), ("interp,none", "none")):
+        for target, said in (("kvm", "exact"), ("auto", "name"), ("none", "not built in"), ("interp,none", "none")):
             done = strata("run", "--kernel", GUEST, "--check", target)
             self.assertEqual(done.returncode, 2)
             self.one_line(done, "--check", said)
 
     def test_what_is_no_recording_is_refused(self):
         recording, saved = self.directory / "guest.rec", self.directory / "guest.vm"
-        self.guest("--record", recording)
-        strata("run", "--kernel", GUEST, "--memory", "64M", "--save", saved, "--save-at", 1000, *EXACT)
+        self.guest("--record", recording, *INTERP)
+        strata("run", "--kernel", GUEST, "--memory", "64M", "--save", saved, "--save-at", 1000, *EXACT,
+               *INTERP)
         for wrong, said in ((GUEST, "neither"), (saved, "is a saved VM"), ("/nowhere", "cannot")):
             self.one_line(self.replay(wrong, code=2), said)
         for wrong in (GUEST, recording):

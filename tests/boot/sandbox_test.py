@@ -38,9 +38,9 @@ class RunningVm(unittest.TestCase):
         self.recording = pathlib.Path(scratch.name) / "run.rec"
         self.saved = pathlib.Path(scratch.name) / "vm.saved"
 
-    def start(self, *options):
-        session = ConsoleSession([STRATA, "run", "--kernel", GUEST, "--memory", "64M", "--stats",
-                                  str(self.stats_file), *options])
+    def start(self, *options, engine="interp"):
+        session = ConsoleSession([STRATA, "run", "--kernel", GUEST, "--memory", "64M", "--engine",
+                                  engine, "--stats", str(self.stats_file), *options])
         self.addCleanup(lambda: session.process.poll() is None and session.kill())
         return session
 
@@ -60,9 +60,9 @@ class RunningVm(unittest.TestCase):
         return threads
 
     def test_every_thread_is_confined(self):
-        for cpus in (1, 4):
-            with self.subTest(cpus=cpus):
-                session = self.start("--cpus", str(cpus))
+        for engine, cpus in (("interp", 1), ("interp", 4), ("auto", 1), ("auto", 4)):
+            with self.subTest(engine=engine, cpus=cpus):
+                session = self.start("--cpus", str(cpus), engine=engine)
                 session.expect(PROMPT, 60)
                 # The main thread, timers, console input, vCPUs.
                 threads = self.check_threads(session, 3 + cpus)
@@ -84,7 +84,7 @@ class RunningVm(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_engine_kvm_too(self):
-        session = self.start("--engine", "kvm")
+        session = self.start(engine="kvm")
         try:
             session.expect(PROMPT, 120)
         except Exception as error:  # noqa: BLE001: any reason will do
@@ -127,7 +127,7 @@ def built():
     with tempfile.TemporaryDirectory() as scratch:
         stats = pathlib.Path(scratch) / "stats.json"
         subprocess.run([STRATA, "run", "--kernel", GUEST, "--append", "auto", "--memory", "64M",
-                        "--stats", str(stats)], stdin=subprocess.DEVNULL, capture_output=True,
+                        "--engine", "interp", "--stats", str(stats)], stdin=subprocess.DEVNULL, capture_output=True,
                        timeout=300, check=True)
         return json.loads(stats.read_text())["sandbox"] != {"off": "this build has a sanitizer"}
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "cpu/cpu_model.hpp"
 #include "engines/bt/stubs.hpp"
@@ -533,6 +534,13 @@ std::unique_ptr<Core> make_core(const interp::CoreEnvironment& environment) {
   if (!translator->usable()) return nullptr;
   core->accelerate(std::move(translator));
   return core;
+}
+
+bool host_can() {
+  constexpr std::size_t kPage = 4096;
+  const std::vector<std::byte, interp::LowAllocator<std::byte>> data(kPage);
+  const CodeCache code{interp::CoreEnvironment{}.code_cache_bytes};
+  return interp::is_low(data.data(), kPage) && code.size() != 0;
 }
 
 }  // namespace strata::bt

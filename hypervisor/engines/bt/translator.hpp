@@ -93,4 +93,7 @@ class Translator final : public interp::Accelerator {
 /// A Core that translates, or, where the host refuses what that needs, null.
 [[nodiscard]] std::unique_ptr<interp::Core> make_core(const interp::CoreEnvironment& environment);
 
+/// Whether the host gives what make_core() needs for a vCPU: tries it.
+[[nodiscard]] bool host_can();
+
 }  // namespace strata::bt

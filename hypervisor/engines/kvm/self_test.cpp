@@ -324,17 +324,33 @@ constexpr std::array kParts{
     Part{"a CPUID of the VM's own", false, try_cpuid},
 };
 
+/// Runs one part in a VM of its own. Error: there is no KVM to try.
+Expected<SelfTestPart, KvmError> try_part(const Part& part) {
+  auto vm = ProbeVm::create();
+  if (!vm) return Unexpected{vm.error()};
+  const Watchdog watchdog{*(*vm)->vcpu};
+  return SelfTestPart{part.name, part.required, part.attempt(**vm)};
+}
+
 }  // namespace
 
 Expected<std::vector<SelfTestPart>, KvmError> self_test() {
   std::vector<SelfTestPart> results;
   for (const Part& part : kParts) {
-    auto vm = ProbeVm::create();
-    if (!vm) return Unexpected{vm.error()};
-    const Watchdog watchdog{*(*vm)->vcpu};
-    results.push_back({part.name, part.required, part.attempt(**vm)});
+    auto result = try_part(part);
+    if (!result) return Unexpected{result.error()};
+    results.push_back(std::move(*result));
   }
   return results;
+}
+
+std::string first_lack() {
+  for (const Part& part : kParts) {
+    const auto result = try_part(part);
+    if (!result) return result.error().message;
+    if (!result->failure.empty()) return fmt::format("this host's /dev/kvm fails at {}", part.name);
+  }
+  return {};
 }
 
 Expected<std::string, KvmError> verdict(const std::vector<SelfTestPart>& parts) {

@@ -24,6 +24,10 @@ struct SelfTestPart {
 /// only in part, or nothing.
 [[nodiscard]] Expected<std::string, KvmError> verdict(const std::vector<SelfTestPart>& parts);
 
+/// The first part that fails, required or not, or why there is no KVM to try: a few words. Empty:
+/// all parts work.
+[[nodiscard]] std::string first_lack();
+
 /// self_test() and verdict() of it.
 [[nodiscard]] Expected<std::string, KvmError> check_host();
 

@@ -47,6 +47,7 @@ TEST_P(BiosTest, RealModeAfterMultiboot) {
   VmConfig config;
   config.kernel = kernel;
   config.memory_bytes = 16ULL << 20;
+  config.engine = "interp";
   config.mmu = GetParam();
   config.debug_exit_port = 0xF4;
   config.clock = "instructions";  // HLT skips the wait for the tick
