@@ -112,6 +112,14 @@ struct VcpuStats {
   /// Instructions of a translating engine that were interpreted one by one, and blocks that were.
   std::uint64_t interpreted = 0;
   std::uint64_t interpreted_blocks = 0;
+  // Windows of a translating engine in the host's MMU: address spaces that got and lost one,
+  // extents mapped and with how many pages, whole windows flushed, instructions with one.
+  std::uint64_t window_promotions = 0;
+  std::uint64_t window_demotions = 0;
+  std::uint64_t window_fills = 0;
+  std::uint64_t window_pages = 0;
+  std::uint64_t window_flushes = 0;
+  std::uint64_t window_instructions = 0;
 };
 
 /// One vCPU: driven by one host thread. Functions marked (any thread) may come from elsewhere and

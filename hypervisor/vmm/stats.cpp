@@ -49,7 +49,13 @@ json vcpu_json(const engine::VcpuStats& s) {
           {"blocks_translated", s.blocks_translated},
           {"code_flushes", s.code_flushes},
           {"interpreted", s.interpreted},
-          {"interpreted_blocks", s.interpreted_blocks}};
+          {"interpreted_blocks", s.interpreted_blocks},
+          {"window_promotions", s.window_promotions},
+          {"window_demotions", s.window_demotions},
+          {"window_fills", s.window_fills},
+          {"window_pages", s.window_pages},
+          {"window_flushes", s.window_flushes},
+          {"window_instructions", s.window_instructions}};
 }
 
 void add(engine::VcpuStats& sum, const engine::VcpuStats& s) {
@@ -66,6 +72,12 @@ void add(engine::VcpuStats& sum, const engine::VcpuStats& s) {
   sum.code_flushes += s.code_flushes;
   sum.interpreted += s.interpreted;
   sum.interpreted_blocks += s.interpreted_blocks;
+  sum.window_promotions += s.window_promotions;
+  sum.window_demotions += s.window_demotions;
+  sum.window_fills += s.window_fills;
+  sum.window_pages += s.window_pages;
+  sum.window_flushes += s.window_flushes;
+  sum.window_instructions += s.window_instructions;
 }
 
 /// Sums over all vCPUs under the names that one vCPU's counters have, and each one's own in

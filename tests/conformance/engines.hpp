@@ -1,4 +1,5 @@
-// The engines of this build that are made of the interpreter's Core, by the names --engine knows.
+// The engines of this build that are made of the interpreter's Core, by the names --engine knows,
+// and bt as it is only tested.
 #pragma once
 
 #include <memory>
@@ -16,16 +17,21 @@ namespace strata::conformance {
 
 struct EngineRow {
   std::string_view name;
-  std::unique_ptr<interp::Core> (*make)(const interp::CoreEnvironment&);
+  std::unique_ptr<interp::Core> (*make)(interp::CoreEnvironment);
 };
 
 /// The first is the one that others are compared with.
 inline std::vector<EngineRow> engines() {
   return {
-      {"interp",
-       [](const interp::CoreEnvironment& e) { return std::make_unique<interp::Core>(e); }},
+      {"interp", [](interp::CoreEnvironment e) { return std::make_unique<interp::Core>(e); }},
 #ifdef STRATA_HAS_BT
-      {"bt", [](const interp::CoreEnvironment& e) { return bt::make_core(e); }},
+      {"bt", [](interp::CoreEnvironment e) { return bt::make_core(e); }},
+      // Every access that can goes through a window, of the kernel too.
+      {"bt_windows",
+       [](interp::CoreEnvironment e) {
+         e.windows = interp::WindowUse::always;
+         return bt::make_core(e);
+       }},
 #endif
   };
 }

@@ -169,8 +169,18 @@ void CodeCache::flush() noexcept {
   crossing_.clear();
   dropped_.clear();
   sites_.clear();
+  faults_.clear();
   steps_.clear();
   step_bytes_ = 0;
+}
+
+std::uint64_t CodeCache::find_fault(std::uint64_t at) const noexcept {
+  const auto next = std::upper_bound(
+      faults_.begin(), faults_.end(), at,
+      [](std::uint64_t address, const FaultRange& r) { return address < r.begin; });
+  if (next == faults_.begin()) return 0;
+  const FaultRange& range = *(next - 1);
+  return at < range.end ? range.cold : 0;
 }
 
 interp::Block* CodeCache::add_steps(std::span<const interp::Uop> steps) {
@@ -184,8 +194,9 @@ interp::Block* CodeCache::add_steps(std::span<const interp::Uop> steps) {
 }
 
 std::size_t CodeCache::bytes() const noexcept {
-  return used_ + buckets_.size() * sizeof(void*) + blocks_.size() * sizeof(TranslatedBlock) +
-         (pages_.size() + dropped_.size()) * 64 + sites_.size() * sizeof(Site) + step_bytes_;
+  return used_ + faults_.size() * sizeof(FaultRange) + buckets_.size() * sizeof(void*) +
+         blocks_.size() * sizeof(TranslatedBlock) + (pages_.size() + dropped_.size()) * 64 +
+         sites_.size() * sizeof(Site) + step_bytes_;
 }
 
 }  // namespace strata::bt

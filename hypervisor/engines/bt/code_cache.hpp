@@ -37,6 +37,7 @@ struct Site {
   std::uint16_t remaining = 0;    ///< instructions of the block not retired yet, this one included
   bool write = false;             ///< kind and size of the memory access
   std::uint16_t size = 0;
+  std::uint8_t refusals = 0;   ///< how often a window could not be made to allow it
   bool aligned = false;        ///< it must be aligned to its size
   std::uint16_t first_at = 0;  ///< a group's first access: distance from its span's beginning
   std::uint8_t first_size = 0;
@@ -99,6 +100,17 @@ class CodeCache {
   /// Room for the steps of an instruction that stays with the interpreter; lives until flush().
   [[nodiscard]] interp::Block* add_steps(std::span<const interp::Uop> steps);
 
+  /// An access in host code at [begin, end) that may fault goes on at `cold` then. In the order of
+  /// addresses.
+  struct FaultRange {
+    std::uint32_t begin = 0, end = 0;
+    std::uint32_t cold = 0;
+  };
+  void add_fault(const FaultRange& range) { faults_.push_back(range); }
+  /// Where to go on after a fault at the host address; 0: no access that was announced. May be
+  /// called by a signal handler of the thread that executes the code.
+  [[nodiscard]] std::uint64_t find_fault(std::uint64_t at) const noexcept;
+
   [[nodiscard]] std::size_t blocks() const noexcept { return blocks_.size(); }
   [[nodiscard]] std::size_t used() const noexcept { return used_; }
   /// Host memory in use.
@@ -127,6 +139,7 @@ class CodeCache {
   std::unordered_map<PPN, std::vector<TranslatedBlock*>> crossing_;
   std::unordered_map<std::uint32_t, std::uint16_t> dropped_;
   std::vector<Site> sites_;
+  std::vector<FaultRange> faults_;  ///< sorted
   std::vector<std::unique_ptr<std::byte[]>> steps_;
   std::size_t step_bytes_ = 0;
 };

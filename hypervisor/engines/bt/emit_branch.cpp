@@ -88,6 +88,7 @@ void Emitter::call(const Insn& i) {
   const Mem slot = push_slot(i);
   load_page_va(kT2, end_of(i));
   a_.op_mem({0, 0x89}, long_mode(), kT2, slot);
+  accessed();
   move_stack_down();
   go(end_of(i) + i.ops[0].imm.value.s, i.ops[0].imm.value.s < 0);
   ended_ = true;
@@ -98,6 +99,7 @@ void Emitter::target(const Insn& i) {
   if (op.type == ZYDIS_OPERAND_TYPE_MEMORY) {
     const Mem m = operand(i, op, false);
     a_.op_mem({0, 0x8B}, long_mode(), kT0, m);
+    accessed();
     return;
   }
   const Reg r = value(op.reg.value, kT0);
@@ -149,6 +151,7 @@ void Emitter::ret(const Insn& i) {
   spill_flags();
   const Mem top = stack_top(i, kRsp);
   a_.op_mem({0, 0x8B}, long_mode(), kT0, top);
+  accessed();
   look_up_target(i);
   std::int32_t drop = static_cast<std::int32_t>(word());
   if (i.insn.operand_count_visible != 0 && i.ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {

@@ -1,5 +1,8 @@
 // Addresses and the inline TLB.
+#include <utility>
+
 #include "engines/bt/emitter.hpp"
+#include "engines/bt/slice_pool.hpp"
 #include "engines/interp/vector.hpp"
 
 namespace strata::bt {
@@ -51,7 +54,13 @@ Reg Emitter::address(const Insn& i, const ZydisDecodedOperand& op) {
   if (segment) {
     const unsigned name = m.segment == ZYDIS_REGISTER_FS ? cpu::FS : cpu::GS;
     if (!long_mode()) check_limit(i, m.segment, op.size / 8U);
-    a_.op_mem({0, 0x03}, long_mode(), kT0, absolute(&c_.core->segment_base[name]));
+    const Mem base = absolute(&c_.core->segment_base[name]);
+    if (code_.windowed) {
+      a_.load(kT2, base);  // EFLAGS may be the guest's
+      a_.lea(kT0, {.base = kT0, .index = kT2});
+    } else {
+      a_.op_mem({0, 0x03}, long_mode(), kT0, base);
+    }
   }
   return kT0;
 }
@@ -118,6 +127,10 @@ bool Emitter::check_grouped(const Insn& i, Reg base) {
 }
 
 Mem Emitter::operand(const Insn& i, const ZydisDecodedOperand& op, bool write) {
+  const bool vector = i.opcode.cls == isa::OpcodeClass::vector;
+  const bool aligned = (vector && interp::required_alignment(i.insn, op) > 1) ||
+                       i.insn.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
+  if (windowed(i)) return windowed_operand(i, op, write, aligned);
   if (i.access.is_grouped()) {
     if (i.access.first) spill_flags();  // before a temporary holds the base
     const Reg base = value(op.mem.base, kT2);
@@ -130,13 +143,87 @@ Mem Emitter::operand(const Insn& i, const ZydisDecodedOperand& op, bool write) {
         .disp = static_cast<std::int32_t>(op.mem.disp.has_displacement ? op.mem.disp.value : 0)};
   }
   spill_flags();
-  const unsigned size = op.size / 8U;
-  const bool vector = i.opcode.cls == isa::OpcodeClass::vector;
-  const bool aligned = (vector && interp::required_alignment(i.insn, op) > 1) ||
-                       i.insn.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
   const Reg va = address(i, op);
-  check(i, va, size, write, aligned);
+  check(i, va, op.size / 8U, write, aligned);
   return {.base = va, .index = kT1};
+}
+
+// ---- windows ------------------------------------------------------------------------------------
+
+void Emitter::begin_access(const Insn& i, unsigned size, bool write, bool aligned,
+                           std::function<void()> va) {
+  const std::uint32_t site = add_site(i, write, size);
+  c_.cache->site(site).aligned = aligned;
+  open_access_ = WindowAccess{
+      .site = site, .begin = a_.here(), .va = std::move(va), .flags_at_begin = in_host_};
+}
+
+void Emitter::accessed() {
+  if (!open_access_) return;
+  open_access_->end = a_.here();
+  open_access_->save_flags = in_host_ && !in_memory_;
+  window_accesses_.push_back(*std::exchange(open_access_, std::nullopt));
+}
+
+/// What a fault of an access leads to: the VMM lets the window allow it and the access is tried
+/// again from its beginning, or the instruction becomes the interpreter's.
+void Emitter::emit_window_exits() {
+  for (const WindowAccess& w : window_accesses_) {
+    c_.cache->add_fault({.begin = static_cast<std::uint32_t>(w.begin),
+                         .end = static_cast<std::uint32_t>(w.end),
+                         .cold = static_cast<std::uint32_t>(a_.here())});
+    if (w.save_flags) store_flags();
+    w.va();
+    call_stub(c_.stubs->window, w.site);
+    if (!w.flags_at_begin) continue;
+    c_.cache->site(w.site).resume = static_cast<std::uint32_t>(a_.here());
+    load_flags();
+    a_.jmp(w.begin);
+  }
+}
+
+void Emitter::load_addend(Reg va) {
+  // RORX leaves EFLAGS alone, and MOVZX takes bits 40 to 47.
+  a_.vex_reg({.map = 3, .w = 1, .pp = 3, .code = 0xF0}, kT1, va);
+  a_.byte(kSliceShift);
+  a_.op_reg({1, 0xB6}, false, kT1, kT1);
+  Mem slice = absolute(c_.state->slices.data());
+  slice.index = kT1;
+  slice.scale = 3;
+  a_.load(kT1, slice);
+}
+
+/// The same for an access off `base`, that a group may have looked up already.
+void Emitter::load_addend(const Insn& i, Reg base) {
+  if (!i.access.is_grouped()) return load_addend(base);
+  const auto index = static_cast<std::size_t>(static_cast<std::uint8_t>(i.access.group));
+  std::uint64_t& addend = c_.state->group_addend[index];
+  if (!i.access.first) return a_.load(kT1, absolute(&addend));
+  load_addend(base);
+  a_.store(absolute(&addend), kT1);
+}
+
+Mem Emitter::windowed_operand(const Insn& i, const ZydisDecodedOperand& op, bool write,
+                              bool aligned) {
+  begin_access(i, op.size / 8U, write, aligned, [this, &i, &op] {
+    const Reg va = address(i, op);
+    if (va != kT0) a_.mov(kT0, va);
+  });
+  const auto& m = op.mem;
+  const bool has_index = m.index != ZYDIS_REGISTER_NONE && m.scale != 0;
+  const bool plain = i.insn.address_width == 64 && !has_index && m.base != ZYDIS_REGISTER_NONE &&
+                     m.base != ZYDIS_REGISTER_RIP && !is_fs_or_gs(m.segment);
+  if (!plain) {
+    const Reg va = address(i, op);
+    load_addend(va);
+    return {.base = va, .index = kT1};
+  }
+  // The slice of the base: a displacement beyond it reaches a guard zone.
+  const Reg base = value(m.base, kT0);
+  load_addend(i, base);
+  return {.base = base,
+          .index = kT1,
+          .disp = static_cast<std::int32_t>(m.disp.has_displacement ? m.disp.value : 0)};
 }
 
 }  // namespace strata::bt

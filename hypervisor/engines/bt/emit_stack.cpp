@@ -4,6 +4,11 @@
 namespace strata::bt {
 
 Mem Emitter::push_slot(const Insn& i) {
+  if (windowed(i)) {
+    begin_access(i, word(), true, false, [this] { a_.lea(kT0, {.base = kRsp, .disp = -8}); });
+    load_addend(i, kRsp);
+    return {.base = kRsp, .index = kT1, .disp = -8};
+  }
   if (check_grouped(i, kRsp)) return {.base = kRsp, .index = kT1, .disp = -8};
   spill_flags();
   check_push(i);
@@ -16,6 +21,11 @@ void Emitter::move_stack_down() {
 }
 
 Mem Emitter::stack_top(const Insn& i, Reg base) {
+  if (windowed(i)) {
+    begin_access(i, word(), false, false, [this, base] { a_.mov(kT0, base); });
+    load_addend(i, base);
+    return {.base = base, .index = kT1};
+  }
   if (check_grouped(i, base)) return {.base = base, .index = kT1};
   spill_flags();
   Reg va = base;
@@ -37,6 +47,7 @@ void Emitter::push(const Insn& i) {
   if (op.type == ZYDIS_OPERAND_TYPE_MEMORY) {
     const Mem source = operand(i, op, false);
     a_.op_mem({0, 0x8B}, long_mode(), kT2, source);
+    accessed();
     a_.store(absolute(&c_.state->target), kT2);
   }
   const Mem slot = push_slot(i);
@@ -49,6 +60,7 @@ void Emitter::push(const Insn& i) {
   } else {
     a_.op_mem({0, 0x89}, long_mode(), value(op.reg.value, kT2), slot);
   }
+  accessed();
   move_stack_down();
 }
 
@@ -58,6 +70,7 @@ void Emitter::pop(const Insn& i) {
   const bool homed = long_mode() && is_homed(n);
   const Reg to = homed ? kT2 : static_cast<Reg>(n);
   a_.op_mem({0, 0x8B}, long_mode(), to, top);
+  accessed();
   if (to == kRsp) return;  // what was popped is the new RSP
   a_.lea(kRsp, {.base = kRsp, .disp = static_cast<std::int32_t>(word())}, long_mode());
   if (homed) a_.store(absolute(&c_.core->r[n]), to);
@@ -66,6 +79,7 @@ void Emitter::pop(const Insn& i) {
 void Emitter::leave(const Insn& i) {
   const Mem top = stack_top(i, kRbp);
   a_.op_mem({0, 0x8B}, long_mode(), kT2, top);
+  accessed();
   a_.lea(kRsp, {.base = kRbp, .disp = static_cast<std::int32_t>(word())}, long_mode());
   a_.mov(kRbp, kT2);
 }

@@ -103,6 +103,7 @@ void Emitter::verbatim(const Insn& i) {
     }
   }
   encode(i, map, mem ? &*mem : nullptr);
+  accessed();
   for (unsigned n = 0; n < used; ++n) {
     if (written[n]) a_.store(absolute(&c_.core->r[homed[n]]), map[homed[n]]);
   }
@@ -298,6 +299,7 @@ void Emitter::absolute_mov(const Insn& i) {
   if (m.size == 16) a_.byte(0x66);
   a_.op_mem({0, static_cast<std::uint8_t>(code | (m.size == 8 ? 0U : 1U))}, m.size == 64, kRax,
             mem);
+  accessed();
 }
 
 /// #DE must not happen on the host: quotients that could overflow are left to the interpreter.
@@ -309,6 +311,7 @@ void Emitter::divide(const Insn& i) {
   if (i.ops[0].type == ZYDIS_OPERAND_TYPE_MEMORY) {
     const Mem mem = operand(i, i.ops[0], false);
     a_.op_mem({0, 0x8B}, wide, kT0, mem);
+    accessed();
   } else {
     divisor = value(i.ops[0].reg.value, kT0);
   }

@@ -16,6 +16,7 @@ bool Emitter::emit() {
   head();
   for (const Insn& i : region_.insns()) {
     one(i);
+    if (open_access_) good_ = false;  // its end is not known
     if (!good_) return false;
   }
   if (!ended_) {
@@ -29,6 +30,7 @@ bool Emitter::emit() {
     a_.bind(c.fixup);
     c.emit();
   }
+  emit_window_exits();
   return true;
 }
 
@@ -117,6 +119,11 @@ void Emitter::call_stub(std::uint64_t stub, std::uint32_t site) {
 
 void Emitter::save_flags() {
   if (in_memory_ || !in_host_) return;
+  store_flags();
+  in_memory_ = true;
+}
+
+void Emitter::store_flags() {
   // LAHF and SETO, as interp/flags.hpp lays them out.
   a_.mov(kT2, kRax);
   a_.byte(0x9F);
@@ -124,7 +131,6 @@ void Emitter::save_flags() {
   a_.byte(0x66);
   a_.op_mem({0, 0x89}, false, kRax, absolute(&c_.core->flags));
   a_.mov(kRax, kT2);
-  in_memory_ = true;
 }
 
 void Emitter::spill_flags() {
@@ -134,6 +140,11 @@ void Emitter::spill_flags() {
 
 void Emitter::need_flags() {
   if (in_host_) return;
+  load_flags();
+  in_host_ = true;
+}
+
+void Emitter::load_flags() {
   // 1 + 127 overflows, 0 + 127 does not; SAHF has the rest.
   a_.mov(kT2, kRax);
   a_.op_mem({1, 0xB7}, false, kRax, absolute(&c_.core->flags));
@@ -141,7 +152,6 @@ void Emitter::need_flags() {
   a_.byte(127);
   a_.byte(0x9E);
   a_.mov(kRax, kT2);
-  in_host_ = true;
 }
 
 void Emitter::flags_written(const Insn& i) {

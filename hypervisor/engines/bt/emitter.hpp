@@ -48,7 +48,6 @@ class Emitter {
   // ---- emitter.cpp: blocks, flags, positions
   void head();
   void one(const Insn& i);
-  void after(const Insn& i);
   [[nodiscard]] std::uint16_t page_offset(const Insn& i) const noexcept {
     return static_cast<std::uint16_t>(code_.page_offset + i.offset);
   }
@@ -65,6 +64,8 @@ class Emitter {
   /// EFLAGS are about to be used for something else.
   void spill_flags();
   void save_flags();
+  void store_flags();  ///< EFLAGS to Core::flags; uses kT2
+  void load_flags();   ///< and back
   /// EFLAGS hold the guest's flags.
   void need_flags();
   void flags_written(const Insn& i);
@@ -84,6 +85,20 @@ class Emitter {
   void check_limit(const Insn& i, ZydisRegister segment, unsigned size);
   Mem operand(const Insn& i, const ZydisDecodedOperand& op, bool write);
   void load_page_va(Reg to, std::int64_t plus);
+  /// Begins an access through the window. `va` emits code for its VA in kT0, from the guest's
+  /// registers. accessed() has to follow the host instruction that makes it.
+  void begin_access(const Insn& i, unsigned size, bool write, bool aligned,
+                    std::function<void()> va);
+  /// kT1 becomes what is to be added to VAs in the slice of `va`. EFLAGS survive.
+  void load_addend(Reg va);
+  void load_addend(const Insn& i, Reg base);
+  /// Behind the host instruction of an access, before anything of its effects is written down.
+  void accessed();
+  void emit_window_exits();
+  Mem windowed_operand(const Insn& i, const ZydisDecodedOperand& op, bool write, bool aligned);
+  [[nodiscard]] bool windowed(const Insn& i) const {
+    return code_.goes_through_window(page_offset(i));
+  }
 
   // ---- emit_verbatim.cpp
   void verbatim(const Insn& i);
@@ -150,6 +165,16 @@ class Emitter {
     std::function<void()> emit;
   };
   std::vector<Cold> cold_;
+  /// A host instruction that may fault, and how to go on then.
+  struct WindowAccess {
+    std::uint32_t site = 0;
+    std::uint64_t begin = 0, end = 0;
+    std::function<void()> va;
+    bool flags_at_begin = false;  ///< EFLAGS held the guest's flags
+    bool save_flags = false;      ///< and nothing else did when it faulted
+  };
+  std::optional<WindowAccess> open_access_;
+  std::vector<WindowAccess> window_accesses_;
   bool in_host_ = false;            ///< EFLAGS hold the guest's flags
   bool in_memory_ = true;           ///< Core::flags does
   SimdLevel simd_ = kSimdInMemory;  ///< known to be loaded at least this far

@@ -27,7 +27,7 @@ struct Access {
 };
 
 /// The access of an instruction that has exactly one of this form.
-std::optional<Access> access_of(const Insn& i) {
+std::optional<Access> access_of(const Insn& i, bool windowed) {
   const bool immediate_or_register = i.ops[0].type != ZYDIS_OPERAND_TYPE_MEMORY;
   switch (i.kind) {
     case Kind::push:
@@ -53,12 +53,16 @@ std::optional<Access> access_of(const Insn& i) {
     return {};
   }
   const bool vector = i.opcode.cls == isa::OpcodeClass::vector;
-  if ((vector && interp::required_alignment(i.insn, *m) > 1) ||
-      i.insn.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B) {
+  // The host checks alignment where it checks the access.
+  const bool aligned = (vector && interp::required_alignment(i.insn, *m) > 1) ||
+                       i.insn.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
+  if (aligned && !windowed) {
     return {};
   }
   const auto distance = m->mem.disp.has_displacement ? m->mem.disp.value : 0;
-  if (distance < -0x10000 || distance > 0x10000) return {};
+  // Within the guard zone of a slice.
+  const std::int64_t reach = windowed ? 1 << 30 : 0x10000;
+  if (distance < -reach || distance > reach) return {};
   return Access{number_of(m->mem.base), static_cast<std::int32_t>(distance), m->size / 8U,
                 (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0};
 }
@@ -89,7 +93,8 @@ std::optional<std::int32_t> stack_change(const Insn& i) {
 
 class Grouping {
  public:
-  explicit Grouping(Region& region) : region_{region} {
+  Grouping(const CodeView& code, Region& region)
+      : code_{code}, region_{region}, windowed_{code.windowed} {
     region_.groups.clear();
     open_.fill(GroupedAccess::kNone);
   }
@@ -97,7 +102,9 @@ class Grouping {
   void run() {
     for (Insn& i : region_.insns()) {
       i.access = {};
-      if (const auto a = access_of(i)) add(i, *a);
+      const auto at = static_cast<std::uint16_t>(code_.page_offset + i.offset);
+      const bool checked = windowed_ && !code_.goes_through_window(at);
+      if (const auto a = access_of(i, windowed_); a && !checked) add(i, *a);
       forget_changed(i);
     }
     // A group of one is an access like any other.
@@ -118,9 +125,10 @@ class Grouping {
       AccessGroup& g = region_.groups[static_cast<std::size_t>(open)];
       const std::int32_t from = std::min(g.from, at);
       const std::int32_t to = std::max(g.to, end);
-      if (to - from <= kLongestSpan) {
+      if (windowed_ || to - from <= kLongestSpan) {
         g = {from, to, static_cast<std::uint16_t>(g.count + 1), g.write || a.write};
-        i.access = {open, false, static_cast<std::uint8_t>(a.size), a.write, at, moved_[a.base]};
+        i.access = {open, false,         static_cast<std::uint8_t>(a.size), a.write, windowed_,
+                    at,   moved_[a.base]};
         return;
       }
     }
@@ -130,7 +138,7 @@ class Grouping {
     }
     open = static_cast<std::int8_t>(region_.groups.size());
     region_.groups.push_back({at, end, 1, a.write});
-    i.access = {open, true, static_cast<std::uint8_t>(a.size), a.write, at, moved_[a.base]};
+    i.access = {open, true, static_cast<std::uint8_t>(a.size), a.write, true, at, moved_[a.base]};
   }
 
   void forget_changed(const Insn& i) {
@@ -156,13 +164,16 @@ class Grouping {
     }
   }
 
+  const CodeView& code_;
   Region& region_;
+  /// Accesses are checked each by itself, by the host: only the slice is in common.
+  bool windowed_;
   std::array<std::int8_t, 16> open_{};    ///< by base register
   std::array<std::int32_t, 16> moved_{};  ///< since its group began; only RSP's is known
 };
 
 }  // namespace
 
-void group_accesses(Region& region) { Grouping{region}.run(); }
+void group_accesses(const CodeView& code, Region& region) { Grouping{code, region}.run(); }
 
 }  // namespace strata::bt

@@ -23,6 +23,9 @@ inline constexpr std::size_t kJumpEntries = 8192;
 /// How far vector state has been loaded into the host's registers.
 enum SimdLevel : std::uint8_t { kSimdInMemory = 0, kSimdSse = 1, kSimdAvx = 2 };
 
+/// What translated code adds to a VA, by bits 40 to 47 of it; see window.hpp.
+using SliceTable = std::array<std::uint64_t, 256>;
+
 /// Only `context` is touched by other threads: attend() spoils it, so that lookups miss.
 struct NativeState {
   std::uint64_t page_va = 0;  ///< VA of the guest page that executes
@@ -42,6 +45,7 @@ struct NativeState {
   std::uint8_t x87_live = 0;
   /// Limits of FS and GS outside 64-bit mode; 0 where accesses need more than a limit check.
   std::array<std::uint64_t, 2> segment_limit{};
+  SliceTable slices{};
   std::array<JumpEntry, kJumpEntries> jumps{};
 };
 
@@ -59,6 +63,7 @@ struct Stubs {
   std::uint64_t budget = 0;     ///< the block at page offset R9 counted R10 instructions too many
   std::uint64_t memory = 0;     ///< site R10 missed the TLB at VA R9
   std::uint64_t group = 0;      ///< site R10's group, from VA R9 on, missed the TLB
+  std::uint64_t window = 0;     ///< site R10 was not allowed VA R9 by the window
   std::uint64_t steps = 0;      ///< the interpreter executes site R10's steps
   std::uint64_t jump = 0;       ///< site R10, an indirect branch to R9, found no code
   std::uint64_t interpret = 0;  ///< ... site R10's instruction, and looks up what comes then

@@ -310,7 +310,7 @@ bool decode_one(const CodeView& code, const ZydisDecoder& decoder, std::size_t a
 
 /// It may fault, and a handler sees all flags.
 bool may_fault(const Insn& i) {
-  if (i.access.is_grouped() && !i.access.first)
+  if (i.access.is_grouped() && !i.access.may_fault)
     return i.opcode.cls == OpcodeClass::vector || i.opcode.cls == OpcodeClass::x87;
   switch (i.kind) {
     case Kind::jcc:
@@ -325,12 +325,19 @@ bool may_fault(const Insn& i) {
   }
 }
 
-std::uint32_t live_before(const Insn& i, std::uint32_t live) {
-  if (may_fault(i)) return kAll;
+/// What is live in front of an instruction that nothing but its fault could show flags at: a
+/// handler would find those of an earlier block, which nobody else reads any more. Code whose
+/// states are compared does not look ahead (flags_wanted_at()).
+std::uint32_t live_before_unless_fault(const Insn& i, std::uint32_t live) {
+  if (i.kind == Kind::steps || i.kind == Kind::pushf || i.ends) return kAll;
   const FlagEffect e = flag_effect(i);
   if (e.replaces) return e.reads;
   if (!e.may_keep) live &= ~(e.writes & ~(e.undefined & live));
   return live | e.reads;
+}
+
+std::uint32_t live_before(const Insn& i, std::uint32_t live) {
+  return may_fault(i) ? kAll : live_before_unless_fault(i, live);
 }
 
 }  // namespace
@@ -384,8 +391,8 @@ std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset, Re
         static_cast<std::uint16_t>(page_offset + static_cast<std::int64_t>(at) + i.insn.length));
     if (i.ends || i.kind == Kind::jcc) break;
     // What it wants if nothing behind it wants anything, and what it passes on.
-    wanted |= live_before(i, 0) & undecided;
-    undecided &= live_before(i, kAll);
+    wanted |= live_before_unless_fault(i, 0) & undecided;
+    undecided &= live_before_unless_fault(i, kAll);
     if ((undecided & ~wanted) == 0) return wanted;
     at += i.insn.length;
   }
@@ -412,7 +419,7 @@ void decode_region(const CodeView& code, Region& region) {
   const std::span<Insn> insns = region.insns();
   region.groups.clear();
   if (insns.empty()) return;
-  if (code.grouped && code.mode.bits == 64) group_accesses(region);
+  if (code.grouped && code.mode.bits == 64) group_accesses(code, region);
   const Insn& last = insns.back();
   const auto end = static_cast<std::int64_t>(code.page_offset + at);
   std::uint32_t live = last.ends ? kAll : flags_wanted_at(code, end, region);

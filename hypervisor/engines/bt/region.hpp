@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -58,6 +59,7 @@ struct GroupedAccess {
   bool first = false;  ///< the check is made here
   std::uint8_t size = 0;
   bool write = false;
+  bool may_fault = true;   ///< the group's check does not stand for it
   std::int32_t at = 0;     ///< distance from the register where the group began
   std::int32_t moved = 0;  ///< what the register has changed by since
   [[nodiscard]] bool is_grouped() const noexcept { return group != kNone; }
@@ -108,10 +110,17 @@ struct CodeView {
   /// Accesses may be checked in groups.
   bool grouped = true;
   bool exact_state = false;  ///< see interp::CoreEnvironment
+  /// Accesses go through the window, but those of instructions that it is not for.
+  bool windowed = false;
+  /// Page offsets of those; null: none.
+  const std::set<std::uint16_t>* refused = nullptr;
+  [[nodiscard]] bool goes_through_window(std::uint16_t at) const {
+    return windowed && (refused == nullptr || !refused->contains(at));
+  }
 };
 
 /// grouping.cpp: finds the groups of a decoded region.
-void group_accesses(Region& region);
+void group_accesses(const CodeView& code, Region& region);
 
 /// Decodes into `region` (reused between calls). Empty: not even one instruction lies in the page.
 void decode_region(const CodeView& code, Region& region);

@@ -124,6 +124,7 @@ Stubs emit_stubs(Assembler& a, interp::Core& core, NativeState& state, const Stu
   s.budget = e.call(targets.budget);
   s.memory = e.call(targets.memory);
   s.group = e.call(targets.group);
+  s.window = e.call(targets.window);
   s.steps = e.call(targets.steps);
   s.jump = e.call(targets.jump);
   s.interpret = e.call(targets.interpret);

@@ -14,8 +14,8 @@ inline constexpr Reg kT0 = kR9, kT1 = kR10, kT2 = kR11;
 
 /// What the stubs call, in low memory.
 struct StubTargets {
-  StubFunction look_up, stale, link, attention, budget, memory, group, steps, jump, interpret, simd,
-      x87;
+  StubFunction look_up, stale, link, attention, budget, memory, group, window, steps, jump,
+      interpret, simd, x87;
 };
 
 /// Emits all stubs at the assembler's position. `runtime` is what the functions get.

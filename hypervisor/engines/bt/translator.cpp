@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/cpu_model.hpp"
+#include "engines/bt/host_faults.hpp"
 #include "engines/bt/stubs.hpp"
 #include "engines/interp/low_memory.hpp"
 
@@ -20,11 +21,14 @@ namespace {
 
 /// Room that a block may need at most, with all its cold code.
 constexpr std::size_t kBlockRoom = 16U << 10;
+/// Stands for a TlbMode in contexts: TLBs are not what code goes through.
+constexpr std::uint64_t kWindowedMode = interp::kTlbModes;
 /// A context that no look-up finds.
 constexpr std::uint64_t kNoContext = ~0ULL;
 
 NativeState* make_state() { return new (interp::allocate_low(sizeof(NativeState))) NativeState{}; }
 
+bool host_has_bmi2() noexcept { return __builtin_cpu_supports("bmi2") != 0; }
 bool host_has_avx() noexcept { return __builtin_cpu_supports("avx") != 0; }
 
 }  // namespace
@@ -53,6 +57,9 @@ struct Translator::Calls {
   }
   static std::uint64_t group(void* p, std::uint64_t va, std::uint64_t site) {
     return self(p).group(va, self(p).cache_.site(static_cast<std::uint32_t>(site)));
+  }
+  static std::uint64_t window(void* p, std::uint64_t va, std::uint64_t site) {
+    return self(p).window(va, static_cast<std::uint32_t>(site));
   }
   static std::uint64_t steps(void* p, std::uint64_t /*a*/, std::uint64_t site) {
     return self(p).steps(Site{self(p).cache_.site(static_cast<std::uint32_t>(site))});
@@ -87,6 +94,7 @@ Translator::Translator(Core& core, std::size_t code_bytes)
                             .budget = &Calls::budget,
                             .memory = &Calls::memory,
                             .group = &Calls::group,
+                            .window = &Calls::window,
                             .steps = &Calls::steps,
                             .jump = &Calls::jump,
                             .interpret = &Calls::interpret,
@@ -95,9 +103,14 @@ Translator::Translator(Core& core, std::size_t code_bytes)
   stubs_ = emit_stubs(a, core, *state_, targets, this, host_has_avx());
   cache_.append(a.bytes());
   cache_.keep();
+  if (core.env.windows != interp::WindowUse::never && host_has_bmi2() &&
+      CatchHostFaults::install()) {
+    windows_ = std::make_unique<Windows>(state_->slices, core.env.windows);
+    core.tlb_.set_mirror(windows_.get());
+  }
 }
 
-Translator::~Translator() = default;
+Translator::~Translator() { core_.tlb_.set_mirror(nullptr); }
 
 // ---- modes --------------------------------------------------------------------------------------
 
@@ -113,23 +126,42 @@ bool Translator::mode_is_native() const noexcept {
           core_.segment_base[cpu::SS]) == 0;
 }
 
+void Translator::choose_window() {
+  windowed_ = false;
+  if (!windows_) return;
+  const std::uint64_t now = core_.instructions();
+  const std::uint64_t executed = now > accounted_ ? now - accounted_ : 0;
+  accounted_ = now;
+  const bool every = core_.env.windows == interp::WindowUse::always;
+  // The kernel changes address spaces and tables too often for windows to pay.
+  if (core_.decode_mode.bits != 64 || core_.breakpoints.data || (core_.cpl != 3 && !every)) {
+    return windows_->enter_none(executed);
+  }
+  const SpaceKey key{.pcid = core_.arch_pcid(), .mode = core_.data_mode};
+  windowed_ = windows_->enter(key, core_.pcid, executed, core_.tlb_);
+}
+
+/// The TlbMode that the running code uses, or kWindowedMode.
+std::uint64_t Translator::code_mode() const noexcept {
+  return windowed_ ? kWindowedMode : std::uint64_t{core_.data_mode};
+}
+
 std::uint32_t Translator::mode_key() const noexcept {
   return core_.decode_mode.key() | static_cast<std::uint32_t>(core_.data_mode) << 8 |
          static_cast<std::uint32_t>(interp::tlb_bank(core_.pcid)) << 10 |
-         (ungrouped_ ? 1U << 11 : 0U);
+         (ungrouped_ ? 1U << 11 : 0U) | (windowed_ ? 1U << 12 : 0U);
 }
 
 std::uint64_t Translator::context() const noexcept {
   // 26 bits of mode and PCID; generations are a few per system call and do not reach 2^38.
-  return core_.fetched_.generation(core_.cpl == 3) << 26 |
-         static_cast<std::uint64_t>(core_.data_mode) << 24 | core_.jump_context_;
+  return core_.fetched_.generation(core_.cpl == 3) << 26 | code_mode() << 24 | core_.jump_context_;
 }
 
 void Translator::refresh() noexcept {
   state_->context.store(context());
   state_->pcid = core_.pcid;
   state_->jump_salt =
-      (core_.jump_context_ & 0xFFFF) * 0x61 + (static_cast<std::uint32_t>(core_.data_mode) << 10);
+      (core_.jump_context_ & 0xFFFF) * 0x61 + static_cast<std::uint32_t>(code_mode() << 10);
   if (core_.long_mode()) return;
   for (unsigned n = 0; n < 2; ++n) {
     const cpu::Segment& s = core_.arch.segment[cpu::FS + n];
@@ -143,7 +175,9 @@ void Translator::refresh() noexcept {
 
 bool Translator::run(Core& core) {
   if (std::exchange(interpret_next_, false) || !mode_is_native()) return false;
+  choose_window();
   refresh();
+  const CatchHostFaults catch_faults{cache_};
   const std::uint64_t code = code_at_rip();
   if (code == 0) return interpret_next_ ? (interpret_next_ = false) : true;
   // attend() may have come before the context was stored.
@@ -203,9 +237,13 @@ const TranslatedBlock* Translator::block_at(std::uint64_t va) {
                 .exact_state = core_.env.exact_state};
   code.mode.single = false;
   code.grouped = !ungrouped_;
+  code.windowed = windowed_;
   const std::byte* host = nullptr;
   PA pa{};
   if (!fetch(va, host, pa)) return nullptr;
+  if (const auto refused = refused_.find(page_of(pa)); refused != refused_.end()) {
+    code.refused = &refused->second;
+  }
   if (const TranslatedBlock* b = cache_.find(pa, mode_key()); b != nullptr) return b;
   make_room();
   code.bytes = reinterpret_cast<const std::uint8_t*>(host);
@@ -400,15 +438,101 @@ std::uint64_t Translator::group(std::uint64_t va, Site site) {
 
 /// Behind an instruction that changed the mode or the address space: nothing happens before the
 /// next instruction that the run loop would have to see to.
-bool Translator::may_go_on() noexcept {
+bool Translator::may_go_on() {
   const bool open = (core_.rflags_other & cpu::rflags::IF) != 0 && core_.interrupt_waits;
   if (open || core_.attention_flags.load() != 0 || core_.arch.interrupt_shadow ||
       core_.debug_shadow || core_.debug_hits != 0 || !core_.may_accelerate()) {
     return false;
   }
   if (!mode_is_native()) return false;
+  choose_window();
   refresh();
   return true;
+}
+
+// ---- windows ------------------------------------------------------------------------------------
+
+std::uint64_t Translator::window(std::uint64_t va, std::uint32_t index) {
+  const Site site = cache_.site(index);
+  if (!windows_->active() || (site.aligned && (va & (site.size - 1U)) != 0)) return refuse(index);
+  const std::uint64_t changes = cache_.changes();
+  const std::uint64_t places = core_.places();
+  const std::uint64_t generation = core_.generation_;
+  const auto unchanged = [&] {
+    return changes == cache_.changes() && places == core_.places() &&
+           generation == core_.generation_;
+  };
+  bool filled = false;
+  const VA last = VA{va + site.size - 1}.page_base();
+  for (VA page = VA{va}; page <= last; page = page.page_base() + kPageSize) {
+    if (windows_->allows(page, site.write)) continue;
+    const auto refill = core_.refill(page.value(), 1, site.write);
+    if (refill == Core::Refill::interpret) return refuse(index);
+    if (refill == Core::Refill::refused) {
+      rewind(site);
+      return leave(core_.recorded_);
+    }
+    VA first = page;
+    const Extent extent = around(first);
+    if (!unchanged()) break;
+    if (!windows_->fill(first, extent)) return refuse(index);
+    filled = true;
+  }
+  if (!unchanged()) {
+    rewind(site);
+    return go_on(core_.rip);
+  }
+  return filled ? site.resume : refuse(index);
+}
+
+Extent Translator::around(VA& va) {
+  constexpr std::uint64_t kMostBytes = 2U << 20;
+  va = va.page_base();
+  Extent e = extent_of(core_.tlb_.slot(core_.data_mode, va, core_.pcid), va);
+  if (e.page_shift == kPageShift) return e;
+  const std::uint64_t bytes = std::min(std::uint64_t{1} << e.page_shift, kMostBytes);
+  const VA begin{va.value() & ~(bytes - 1)};
+  Extent other;
+  for (VA next = va + kPageSize; next < begin + bytes; next = next + kPageSize) {
+    if (!neighbour(next, other) || !continues(e, va, other, next)) break;
+    ++e.pages;
+  }
+  while (begin < va) {
+    const VA next{va.value() - kPageSize};
+    if (!neighbour(next, other) || !continues(other, next, e, va)) break;
+    e.first = other.first;
+    e.host = other.host;
+    ++e.pages;
+    va = next;
+  }
+  return e;
+}
+
+bool Translator::neighbour(VA va, Extent& extent) {
+  if (core_.refill(va.value(), 1, false) != Core::Refill::filled) {
+    core_.exception.valid = false;  // nobody has asked for this page
+    return false;
+  }
+  extent = extent_of(core_.tlb_.slot(core_.data_mode, va, core_.pcid), va);
+  return true;
+}
+
+std::uint64_t Translator::refuse(std::uint32_t index) {
+  constexpr std::uint8_t kMostRefusals = 8;
+  constexpr std::size_t kMostPages = 1024;
+  Site& site = cache_.site(index);
+  const Site copy = site;
+  if (++site.refusals >= kMostRefusals) {
+    const VA at{in_page(site.page_offset)};
+    const interp::FetchEntry& e = core_.tlb_.fetch_slot(core_.cpl == 3, at);
+    if (e.tag == interp::Tlb::tag(at, core_.pcid)) {
+      if (refused_.size() >= kMostPages) refused_.clear();
+      const PA pa{(e.pa_and_flags & ~kPageMask) | at.page_offset()};
+      refused_[page_of(pa)].insert(copy.page_offset);
+      drop(pa, 1);
+    }
+  }
+  return interpret(copy);
 }
 
 std::uint64_t Translator::steps(const Site& site) {
@@ -519,12 +643,22 @@ void Translator::flush() noexcept {
   ++stats_.flushes;
 }
 
-std::size_t Translator::bytes() const noexcept { return cache_.bytes() + sizeof(NativeState); }
+std::size_t Translator::bytes() const noexcept {
+  return cache_.bytes() + sizeof(NativeState) + (windows_ ? windows_->bytes() : 0);
+}
 
 void Translator::add_to(engine::VcpuStats& stats) const noexcept {
   stats.blocks_translated = stats_.blocks;
   stats.code_flushes = stats_.flushes;
   stats.interpreted = stats_.interpreted;
+  if (!windows_) return;
+  const WindowCounts& w = windows_->counts();
+  stats.window_promotions = w.promotions;
+  stats.window_demotions = w.demotions;
+  stats.window_fills = w.fills;
+  stats.window_pages = w.filled_pages;
+  stats.window_flushes = w.flushes;
+  stats.window_instructions = w.instructions;
 }
 
 std::unique_ptr<Core> make_core(const interp::CoreEnvironment& environment) {

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <memory>
+#include <set>
+#include <unordered_map>
 
 #include "engines/bt/code_cache.hpp"
 #include "engines/bt/emitter.hpp"
 #include "engines/bt/native_state.hpp"
 #include "engines/bt/region.hpp"
+#include "engines/bt/windows.hpp"
 #include "engines/interp/accelerator.hpp"
 #include "engines/interp/core.hpp"
 
@@ -41,6 +44,9 @@ class Translator final : public interp::Accelerator {
   struct Calls;  ///< the functions that stubs call
 
   [[nodiscard]] bool mode_is_native() const noexcept;
+  /// What executes next goes through a window, or not.
+  void choose_window();
+  [[nodiscard]] std::uint64_t code_mode() const noexcept;
   [[nodiscard]] std::uint32_t mode_key() const noexcept;
   [[nodiscard]] std::uint64_t context() const noexcept;
   /// Brings what translated code reads of the Core's state up to date.
@@ -67,8 +73,15 @@ class Translator final : public interp::Accelerator {
   std::uint64_t over_budget(std::uint64_t offset, std::uint64_t count);
   std::uint64_t memory(std::uint64_t va, Site site);
   std::uint64_t group(std::uint64_t va, Site site);
+  std::uint64_t window(std::uint64_t va, std::uint32_t index);
+  /// The pages of a TLB entry's large page around `va`, as far as they are one extent; `va` becomes
+  /// the first one's.
+  Extent around(VA& va);
+  bool neighbour(VA va, Extent& extent);
+  /// The window is not for this site's instruction.
+  std::uint64_t refuse(std::uint32_t index);
   std::uint64_t steps(const Site& site);
-  bool may_go_on() noexcept;
+  bool may_go_on();
   std::uint64_t jump(std::uint64_t va, Site site);
   std::uint64_t interpret(const Site& site);
   std::uint64_t load_simd(const Site& site, std::uint64_t level);
@@ -87,6 +100,11 @@ class Translator final : public interp::Accelerator {
   Region region_;
   bool ungrouped_ = false;       ///< look for, and make, code that checks each access by itself
   bool interpret_next_ = false;  ///< the next block is the interpreter's
+  std::unique_ptr<Windows> windows_;  ///< null: none are wanted, or the host can not
+  bool windowed_ = false;             ///< what executes goes through a window
+  std::uint64_t accounted_ = 0;       ///< instructions that windows_ has heard of
+  /// Instructions that windows are not for, by page: offsets in it.
+  std::unordered_map<PPN, std::set<std::uint16_t>> refused_;
   TranslatorStats stats_;
 };
 

@@ -13,6 +13,10 @@ namespace strata::interp {
 
 class Core;
 
+/// Whether a translator maps guest memory into the host's own MMU: where it pays, by measured cost;
+/// never; or wherever it can, for tests.
+enum class WindowUse : std::uint8_t { automatic, never, always };
+
 /// vCPU thread only, poison() excepted.
 class Accelerator {
  public:

@@ -164,12 +164,14 @@ void Tlb::drop_at(VA va, Predicate&& predicate) noexcept {
 }
 
 void Tlb::flush_all() noexcept {
+  if (mirror_ != nullptr) mirror_->flush_all();
   drop_if([](std::uint64_t, std::uint64_t) { return true; });
   std::fill(fragments_.begin(), fragments_.end(), Fragments{});
   huge_.clear();
 }
 
 void Tlb::flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noexcept {
+  if (mirror_ != nullptr) mirror_->flush_asid(pcid, every_pcid);
   drop_if([=](std::uint64_t t, std::uint64_t pa) {
     if (keep_global && (pa & kGlobalBit) != 0) return false;
     return every_pcid || (t & kPageMask) == pcid;
@@ -177,6 +179,7 @@ void Tlb::flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noex
 }
 
 void Tlb::flush_page(VA va, std::uint16_t pcid) noexcept {
+  if (mirror_ != nullptr) mirror_->flush_page(va, pcid);
   // A large page enters as 4 KiB fragments that remember its size, so one INVLPG inside it finds
   // them all (SDM 3A 4.10.4.1).
   const auto hit = [=](std::uint64_t t, std::uint64_t pa) {
@@ -194,6 +197,7 @@ void Tlb::flush_page(VA va, std::uint16_t pcid) noexcept {
 }
 
 bool Tlb::forget(VA va) noexcept {
+  if (mirror_ != nullptr) mirror_->forget(va);
   const auto for_page = [va](std::uint64_t t) {
     return t != kNoTag && ((t ^ va.value()) & ~kPageMask) == 0;
   };
@@ -212,6 +216,7 @@ bool Tlb::forget(VA va) noexcept {
 }
 
 void Tlb::flush_physical(const std::vector<PpnRange>& ranges) noexcept {
+  if (mirror_ != nullptr) mirror_->flush_physical(ranges);
   drop_if([&](std::uint64_t, std::uint64_t pa) {
     const PPN ppn{pa_of(pa) >> kPageShift};
     for (const PpnRange& range : ranges) {
@@ -222,12 +227,14 @@ void Tlb::flush_physical(const std::vector<PpnRange>& ranges) noexcept {
 }
 
 void Tlb::revoke_writes(PPN ppn) noexcept {
+  if (mirror_ != nullptr) mirror_->revoke_writes(ppn);
   for (TlbEntry* e : filled_) {
     if (pa_of(e->pa_and_flags) >> kPageShift == ppn.value()) e->write_tag = kNoTag;
   }
 }
 
 void Tlb::revoke_all_writes() noexcept {
+  if (mirror_ != nullptr) mirror_->revoke_all_writes();
   for (TlbEntry* e : filled_) e->write_tag = kNoTag;
 }
 

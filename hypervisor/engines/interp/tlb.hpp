@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engines/interp/low_memory.hpp"
+#include "engines/interp/tlb_mirror.hpp"
 #include "mmu/address.hpp"
 #include "mmu/flush.hpp"
 #include "mmu/mmu.hpp"
@@ -109,12 +110,27 @@ class Tlb {
     e.read_tag = e.write_tag = kNoTag;
   }
   void flush_all() noexcept;
+  /// From now on `mirror`, which outlives this, hears of everything that goes. Null: nobody.
+  void set_mirror(TlbMirror* mirror) noexcept { mirror_ = mirror; }
+  /// Calls f(VA, const TlbEntry&) for the data entries of a mode and an ASID.
+  template <class F>
+  void for_each(TlbMode mode, std::uint16_t pcid, F&& f) {
+    const auto& entries = data_[mode + kTlbModes * tlb_bank(pcid)];
+    for (const TlbEntry* e : filled_) {
+      if (e < entries.data() || e >= entries.data() + kTlbEntries) continue;
+      const std::uint64_t t = e->read_tag != kNoTag ? e->read_tag : e->write_tag;
+      if (t != kNoTag && (t & kPageMask) == pcid) f(VA{t & ~kPageMask}, *e);
+    }
+  }
 
   /// What stands for a PCID in tags. To flush a PCID is to forget its number and take a new one:
   /// nothing has to be searched. Number 0 is never given out and is for when PCIDs are off.
   /// Nothing: the numbers are used up; flush_all() and restart_asids().
   [[nodiscard]] std::optional<std::uint16_t> asid(std::uint16_t pcid) noexcept;
-  void forget_asid(std::uint16_t pcid) noexcept { asids_[pcid] = kNoAsid; }
+  void forget_asid(std::uint16_t pcid) noexcept {
+    if (mirror_ != nullptr && asids_[pcid] != kNoAsid) mirror_->flush_asid(asids_[pcid], false);
+    asids_[pcid] = kNoAsid;
+  }
   void restart_asids() noexcept;
   /// Entries of `pcid` (or of every PCID), globals kept when `keep_global`.
   void flush_pcid(std::uint16_t pcid, bool every_pcid, bool keep_global) noexcept;
@@ -153,6 +169,7 @@ class Tlb {
   template <class Predicate>
   void drop_at(VA va, Predicate&& predicate) noexcept;
 
+  TlbMirror* mirror_ = nullptr;
   std::vector<std::array<TlbEntry, kTlbEntries>, LowAllocator<std::array<TlbEntry, kTlbEntries>>>
       data_;
   /// Every entry that may hold something, so that a flush costs what there is to flush.

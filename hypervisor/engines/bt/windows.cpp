@@ -1,0 +1,240 @@
+#include "engines/bt/windows.hpp"
+
+#include <algorithm>
+
+namespace strata::bt {
+
+namespace {
+
+// Costs in guest instructions: what the soft TLB's checks cost on as many of them. Measured by
+// bench/window (docs/binary-translation.md).
+constexpr std::int64_t kFillCost = 20'000;   ///< a fault, the walk, three host calls
+constexpr std::int64_t kFillPageCost = 400;  ///< each further page of an extent
+constexpr std::int64_t kFlushCost = 10'000;
+constexpr std::int64_t kFlushExtentCost = 4'000;
+/// What an address space executes before it gets a window, at first.
+constexpr std::int64_t kPromotion = 1'500'000;
+constexpr std::int64_t kLongestPromotion = kPromotion << 7;
+/// More than this is not saved up for bad times.
+constexpr std::int64_t kMostCredit = 30'000'000;
+/// Host mappings of one vCPU; Linux gives a process 65,530 of them.
+constexpr std::size_t kMostExtents = 12'000;
+constexpr std::size_t kMostSpaces = 64;
+constexpr std::uint16_t kNoAsid = 0xFFFF;
+/// What Linux keeps for a mapping, and a page's share of tables.
+constexpr std::size_t kMappingBytes = 2 * 200 + sizeof(Extent) + 64;
+
+}  // namespace
+
+Extent extent_of(const interp::TlbEntry& e, VA va) noexcept {
+  return {.pages = 1,
+          .first = page_of(PA{e.pa_and_flags & ~kPageMask}),
+          .host = reinterpret_cast<std::byte*>(va.page_base().value() + e.addend),
+          .write = e.write_tag != interp::kNoTag,
+          .page_shift = static_cast<std::uint8_t>(e.pa_and_flags >> 1 & 0x3F)};
+}
+
+bool continues(const Extent& e, VA at, const Extent& next, VA next_at) noexcept {
+  const std::uint64_t bytes = e.pages * kPageSize;
+  return next_at.value() == at.value() + bytes && next.host == e.host + bytes &&
+         next.first == e.first + e.pages && next.write == e.write &&
+         next.page_shift == e.page_shift && slice_of(at.value()) == slice_of(next_at.value());
+}
+
+struct Windows::Space {
+  Space(SlicePool& pool) : window{pool} {}
+  Window window;
+  std::uint16_t asid = kNoAsid;  ///< of the TLB entries that the window stands for
+  bool promoted = false;
+  std::int64_t credit = 0;          ///< instructions executed, less what windows have cost
+  std::int64_t price = kPromotion;  ///< credit that a window takes
+  std::uint64_t used = 0;           ///< when it was last entered
+};
+
+Windows::Windows(SliceTable& table, interp::WindowUse use) : table_{table}, use_{use} {
+  for (std::size_t n = 0; n < kSlices; ++n) table_[n] = no_window(n);
+}
+
+Windows::~Windows() { switch_to(nullptr); }
+
+void Windows::switch_to(Space* next) noexcept {
+  if (current_ != nullptr) current_->window.leave(table_);
+  current_ = next;
+  if (current_ != nullptr && current_->promoted) current_->window.enter(table_);
+}
+
+void Windows::account(std::uint64_t executed) noexcept {
+  if (current_ == nullptr) return;
+  Space& s = *current_;
+  s.credit = std::min(s.credit + static_cast<std::int64_t>(executed), kMostCredit);
+  if (!s.promoted) return;
+  counts_.instructions += executed;
+  if (use_ == interp::WindowUse::automatic && s.credit < 0) demote(s);
+}
+
+Windows::Space& Windows::space(SpaceKey key) {
+  if (const auto known = spaces_.find(key); known != spaces_.end()) return known->second;
+  if (spaces_.size() == kMostSpaces) {
+    switch_to(nullptr);
+    spaces_.clear();
+  }
+  return spaces_.try_emplace(key, pool_).first->second;
+}
+
+void Windows::enter_none(std::uint64_t executed) {
+  if (current_ == nullptr) return;
+  account(executed);
+  switch_to(nullptr);
+}
+
+bool Windows::enter(SpaceKey key, std::uint16_t asid, std::uint64_t executed, interp::Tlb& tlb) {
+  account(executed);
+  Space& s = space(key);
+  if (&s != current_) switch_to(&s);
+  if (s.asid != asid) {
+    flush(s);
+    s.asid = asid;
+  }
+  if (!s.promoted && (use_ == interp::WindowUse::always || s.credit >= s.price)) {
+    promote(s, key.mode, tlb);
+  }
+  return s.promoted;
+}
+
+void Windows::promote(Space& s, std::uint8_t mode, interp::Tlb& tlb) {
+  ++counts_.promotions;
+  s.promoted = true;
+  std::vector<std::pair<VA, Extent>> known;
+  tlb.for_each(static_cast<interp::TlbMode>(mode), s.asid,
+               [&known](VA va, const interp::TlbEntry& e) {
+                 if (e.read_tag != interp::kNoTag) known.emplace_back(va, extent_of(e, va));
+               });
+  std::sort(known.begin(), known.end(),
+            [](const auto& x, const auto& y) { return x.first < y.first; });
+  for (std::size_t n = 0; n < known.size();) {
+    auto [va, extent] = known[n++];
+    for (; n < known.size() && continues(extent, va, known[n].second, known[n].first); ++n) {
+      ++extent.pages;
+    }
+    if (!map(s, va, extent)) break;
+  }
+  s.window.enter(table_);
+}
+
+void Windows::demote(Space& s) noexcept {
+  ++counts_.demotions;
+  if (&s == current_) s.window.leave(table_);
+  s.window.release();
+  s.promoted = false;
+  s.credit = 0;
+  s.price = std::min(2 * s.price, kLongestPromotion);
+}
+
+void Windows::flush(Space& s) noexcept {
+  s.asid = kNoAsid;
+  if (s.window.extents() == 0) return;
+  ++counts_.flushes;
+  s.credit -= kFlushCost + static_cast<std::int64_t>(s.window.extents()) * kFlushExtentCost;
+  s.window.clear();
+}
+
+bool Windows::map(Space& s, VA va, const Extent& e) {
+  if (s.window.extents() >= kMostExtents) make_room(s);
+  ++counts_.fills;
+  counts_.filled_pages += e.pages;
+  s.credit -= kFillCost + static_cast<std::int64_t>(e.pages) * kFillPageCost;
+  if (s.window.map(va, e)) return true;
+  make_room(s);
+  return s.window.map(va, e);
+}
+
+/// Nobody but `wanted` keeps anything.
+void Windows::make_room(Space& wanted) noexcept {
+  for (auto& [key, s] : spaces_) {
+    if (&s == &wanted) {
+      s.window.clear();
+    } else if (s.promoted) {
+      demote(s);
+    }
+  }
+}
+
+bool Windows::active() const noexcept { return current_ != nullptr && current_->promoted; }
+
+bool Windows::allows(VA va, bool write) const noexcept {
+  return active() && current_->window.allows(va, write);
+}
+
+bool Windows::fill(VA va, const Extent& e) {
+  if (!active() || !map(*current_, va, e)) return false;
+  current_->window.enter(table_);
+  return true;
+}
+
+void Windows::flush_all() noexcept {
+  for (auto& [key, s] : spaces_) {
+    if (&s == current_) {
+      const std::uint16_t asid = s.asid;
+      flush(s);
+      s.asid = asid;
+    } else {
+      s.asid = kNoAsid;
+    }
+  }
+}
+
+void Windows::flush_asid(std::uint16_t asid, bool every) noexcept {
+  if (every) return flush_all();
+  for (auto& [key, s] : spaces_) {
+    if (s.asid != asid) continue;
+    if (&s == current_) {
+      flush(s);
+      s.asid = asid;
+    } else {
+      s.asid = kNoAsid;
+    }
+  }
+}
+
+void Windows::flush_page(VA va, std::uint16_t /*asid*/) noexcept {
+  // Of every address space: it may be global.
+  for (auto& [key, s] : spaces_) {
+    if (s.promoted) s.window.unmap_page(va);
+  }
+}
+
+void Windows::forget(VA va) noexcept {
+  for (auto& [key, s] : spaces_) {
+    if (s.promoted && (s.window.allows(va, false))) s.window.unmap(va.page_base(), 1);
+  }
+}
+
+void Windows::flush_physical(const std::vector<PpnRange>& ranges) noexcept {
+  for (auto& [key, s] : spaces_) {
+    s.window.unmap_if([&](const Extent& e) {
+      return std::any_of(ranges.begin(), ranges.end(), [&e](const PpnRange& r) {
+        return e.first < r.first + r.count && r.first < e.first + e.pages;
+      });
+    });
+  }
+}
+
+void Windows::revoke_writes(PPN ppn) noexcept {
+  for (auto& [key, s] : spaces_) s.window.unmap_writable(ppn);
+}
+
+void Windows::revoke_all_writes() noexcept {
+  for (auto& [key, s] : spaces_) {
+    s.window.unmap_if([](const Extent& e) { return e.write; });
+  }
+}
+
+std::size_t Windows::bytes() const noexcept {
+  std::size_t bytes = 0;
+  for (const auto& [key, s] : spaces_) {
+    bytes += sizeof(Space) + s.window.extents() * kMappingBytes + s.window.pages() * 8;
+  }
+  return bytes;
+}
+
+}  // namespace strata::bt
