@@ -100,9 +100,20 @@ void Assembler::mov_imm(Reg to, std::uint64_t v) {
     op_reg({0, 0xC7}, true, 0, to);
     return imm32(static_cast<std::uint32_t>(v));
   }
+  mov_imm64(to, v);
+}
+
+void Assembler::mov_imm64(Reg to, std::uint64_t v) {
   byte(0x48 | high(to));
   byte(0xB8 | (to & 7U));
   imm64(v);
+}
+
+void Assembler::lea_wide(Reg to, std::int32_t distance, bool w) {
+  byte((w ? 0x48U : 0x40U) | high(to) << 2 | high(to));
+  byte(0x8D);
+  byte(0x80 | (to & 7U) << 3 | (to & 7U));
+  imm32(static_cast<std::uint32_t>(distance));
 }
 
 void Assembler::alu_imm(unsigned group, Reg r, std::int32_t v, bool w) {

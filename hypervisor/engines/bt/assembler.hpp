@@ -97,6 +97,8 @@ class Assembler {
   void store32(const Mem& m, Reg from) { op_mem({0, 0x89}, false, from, m); }
   void mov_imm32(Reg to, std::uint32_t v);  ///< zero-extended
   void mov_imm(Reg to, std::uint64_t v);
+  void mov_imm64(Reg to, std::uint64_t v);               ///< of ten bytes, whatever the value
+  void lea_wide(Reg to, std::int32_t distance, bool w);  ///< adds to it, in seven bytes
   void lea(Reg to, const Mem& m, bool w = true) { op_mem({0, 0x8D}, w, to, m); }
   /// Group 1 with a 32-bit immediate: 0 add, 4 and, 5 sub, 7 cmp.
   void alu_imm(unsigned group, Reg r, std::int32_t v, bool w = true);

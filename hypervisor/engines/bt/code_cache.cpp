@@ -53,6 +53,14 @@ void CodeCache::patch_jump(std::uint64_t field, std::uint64_t target) noexcept {
   std::memcpy(writable_ + (field - executable_), &distance, sizeof distance);
 }
 
+void CodeCache::link_far(std::uint64_t at, const FarLink& link) noexcept {
+  std::byte* code = writable_ + (at - executable_);
+  std::memcpy(code + FarJump::kPageVa, &link.page_va, sizeof link.page_va);
+  std::memcpy(code + FarJump::kContext, &link.context, sizeof link.context);
+  patch_jump(at + FarJump::kJump, link.target);
+  patch_jump(at + FarJump::kMiss, link.miss);
+}
+
 std::size_t CodeCache::bucket(PA pa, std::uint32_t key) noexcept {
   const std::uint64_t h =
       (pa.value() ^ static_cast<std::uint64_t>(key) << 48) * 0x9E3779B97F4A7C15ULL;

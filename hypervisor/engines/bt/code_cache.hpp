@@ -47,6 +47,23 @@ struct Site {
   interp::Block* steps = nullptr;  ///< for an instruction that the interpreter executes
 };
 
+/// A jump to another page that may be linked for one VA and context at a time: what is to be filled
+/// in, as distances from its beginning. Emitter::go_far() makes it.
+struct FarJump {
+  static constexpr std::uint64_t kPageVa = 2, kContext = 26;  ///< operands of MOV
+  static constexpr std::uint64_t kJump = 64;                  ///< to the target
+  static constexpr std::uint64_t kMiss = 90;                  ///< taken elsewhere, or otherwise
+};
+/// What it is linked for.
+struct FarLink {
+  /// Neither a page's VA nor a context.
+  static constexpr std::uint64_t kNever = 1;
+  std::uint64_t page_va = kNever;
+  std::uint64_t context = kNever;
+  std::uint64_t target = 0;
+  std::uint64_t miss = 0;  ///< what finds the way where the link is not for
+};
+
 /// Used by one vCPU thread. The same pages are mapped twice, executable and writable, and never
 /// both at one address.
 class CodeCache {
@@ -69,6 +86,9 @@ class CodeCache {
   void keep() noexcept { kept_ = used_; }
   /// Makes the jump whose 32-bit distance lies at `field` go to `target`.
   void patch_jump(std::uint64_t field, std::uint64_t target) noexcept;
+
+  /// Fills in a jump that begins at `at`.
+  void link_far(std::uint64_t at, const FarLink& link) noexcept;
 
   [[nodiscard]] const TranslatedBlock* find(PA pa, std::uint32_t key) const noexcept;
   /// The same for an instruction that goes on in `second`.

@@ -5,9 +5,7 @@ namespace strata::bt {
 
 void Emitter::go(std::int64_t target, bool backward) {
   if (target < 0 || target >= static_cast<std::int64_t>(kPageSize)) {
-    load_page_va(kT0, target);
-    look_up([this](std::size_t fixup) { cold(fixup, [this] { a_.jmp(c_.stubs->look_up); }); });
-    return enter_found(kT0);
+    return go_far(target);
   }
   const auto offset = static_cast<std::uint32_t>(target);
   if (backward) {
@@ -27,32 +25,40 @@ void Emitter::go(std::int64_t target, bool backward) {
   a_.jmp(c_.stubs->link);
 }
 
-void Emitter::look_up(const std::function<void(std::size_t)>& miss) {
-  const JumpEntry& first = c_.state->jumps[0];
-  Mem va = absolute(&first.va);
-  Mem context = absolute(&first.context);
-  va.base = context.base = kT1;
-  a_.mov32(kT1, kT0);
-  a_.shift_right32(kT1, kPageShift);
-  a_.op_reg({0, 0x33}, false, kT1, kT0);
-  a_.op_mem({0, 0x33}, false, kT1, absolute(&c_.state->jump_salt));
-  a_.alu_imm(4, kT1, kJumpEntries - 1, false);
-  a_.shift_left32(kT1, 5);
-  a_.alu(7, kT0, va);
-  miss(a_.jcc_later(kNotEqual));
-  a_.load(kT2, absolute(&c_.state->context));
-  a_.alu(7, kT2, context);
-  miss(a_.jcc_later(kNotEqual));
+/// To another page: straight there once Translator::link_far() has filled the blanks, as long as
+/// the page executes at the same VA in the same context.
+void Emitter::go_far(std::int64_t target) {
+  const std::uint64_t at = a_.here();
+  const auto place = [this, at](std::uint64_t wanted) {
+    good_ = good_ && a_.here() - at == wanted;
+  };
+  a_.mov_imm64(kT0, FarLink::kNever);
+  place(FarJump::kPageVa + 8);
+  a_.alu(7, kT0, absolute(&c_.state->page_va));
+  const std::size_t elsewhere = a_.jcc_later(kNotEqual);
+  a_.mov_imm64(kT2, FarLink::kNever);
+  place(FarJump::kContext + 8);
+  a_.alu(7, kT2, absolute(&c_.state->context));
+  const std::size_t otherwise = a_.jcc_later(kNotEqual);
+  a_.lea_wide(kT0, static_cast<std::int32_t>(target & ~static_cast<std::int64_t>(kPageMask)),
+              long_mode());
+  a_.store(absolute(&c_.state->page_va), kT0);
+  a_.bind(a_.jmp_later());
+  place(FarJump::kJump + 4);
+  a_.bind(elsewhere);
+  a_.bind(otherwise);
+  a_.load(kT0, absolute(&c_.state->page_va));
+  a_.lea_wide(kT0, static_cast<std::int32_t>(target), long_mode());
+  a_.mov_imm32(kT1, static_cast<std::uint32_t>(at));
+  a_.jmp(c_.stubs->link_far);
+  place(FarJump::kMiss + 4);
 }
 
-/// kT1 is the entry's offset.
-void Emitter::enter_found(Reg va) {
-  Mem code = absolute(&c_.state->jumps[0].code);
-  code.base = kT1;
-  a_.alu_imm(4, va, ~static_cast<std::int32_t>(kPageMask));
-  a_.store(absolute(&c_.state->page_va), va);
-  a_.jmp(code);
+void Emitter::look_up(const std::function<void(std::size_t)>& miss) {
+  emit_look_up(a_, *c_.state, miss);
 }
+
+void Emitter::enter_found(Reg va) { emit_enter_found(a_, *c_.state, va); }
 
 void Emitter::jump(const Insn& i) {
   if (i.live_after != 0) spill_flags();
@@ -64,12 +70,14 @@ void Emitter::jump(const Insn& i) {
 
 void Emitter::jcc(const Insn& i) {
   need_flags();
-  if (i.live_after != 0) save_flags();
+  // Each way saves them if it has to.
+  const bool save = i.live_taken != 0 && !in_memory_;
   const std::int64_t target = end_of(i) + i.ops[0].imm.value.s;
   const bool backward = target <= page_offset(i);
   const auto condition = static_cast<unsigned>(i.insn.opcode & 15U);
   const std::uint16_t left = static_cast<std::uint16_t>(remaining(i) - 1);
-  const auto taken = [this, target, backward, left] {
+  const auto taken = [this, target, backward, left, save] {
+    if (save) store_flags();
     if (left != 0) a_.alu_imm(0, absolute(&c_.core->budget), left);
     go(target, backward);
   };

@@ -216,7 +216,8 @@ void Emitter::units(const Insn& i) {
   bool mmx = false;
   // Conversions use MXCSR whatever their operands.
   bool xmm = i.insn.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ||
-             i.insn.meta.category == ZYDIS_CATEGORY_CONVERT;
+             i.insn.meta.category == ZYDIS_CATEGORY_CONVERT ||
+             i.insn.mnemonic == ZYDIS_MNEMONIC_STMXCSR;
   for (unsigned n = 0; n < i.insn.operand_count; ++n) {
     if (i.ops[n].type != ZYDIS_OPERAND_TYPE_REGISTER) continue;
     const auto cls = ZydisRegisterGetClass(i.ops[n].reg.value);
@@ -300,6 +301,24 @@ void Emitter::absolute_mov(const Insn& i) {
   a_.op_mem({0, static_cast<std::uint8_t>(code | (m.size == 8 ? 0U : 1U))}, m.size == 64, kRax,
             mem);
   accessed();
+}
+
+/// Values that unmask exceptions or set reserved bits are the interpreter's.
+void Emitter::load_mxcsr(const Insn& i) {
+  constexpr std::int32_t kMasks = 0x1F80;
+  need_simd(i, kSimdSse);
+  spill_flags();
+  const Mem mem = operand(i, i.ops[0], false);
+  a_.load32(kT0, mem);
+  accessed();
+  const std::uint32_t site = add_site(i);
+  a_.mov32(kT1, kT0);
+  a_.alu_imm(4, kT1, static_cast<std::int32_t>(0xFFFF0000U | kMasks), false);
+  a_.alu_imm(7, kT1, kMasks, false);
+  cold(a_.jcc_later(kNotEqual), [this, site] { call_stub(c_.stubs->interpret, site); });
+  const Mem home = absolute(&c_.core->arch.vector.mxcsr);
+  a_.store32(home, kT0);
+  a_.op_mem({1, 0xAE}, false, 2, home);
 }
 
 /// #DE must not happen on the host: quotients that could overflow are left to the interpreter.

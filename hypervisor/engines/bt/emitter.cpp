@@ -21,7 +21,7 @@ bool Emitter::emit() {
   }
   if (!ended_) {
     const Insn& last = region_.insns().back();
-    if (last.live_after != 0) spill_flags();
+    if ((last.kind == Kind::jcc ? last.live_straight : last.live_after) != 0) spill_flags();
     go(end_of(last), false);
   }
   for (std::size_t n = 0; n < cold_.size(); ++n) {
@@ -72,6 +72,8 @@ void Emitter::one(const Insn& i) {
       return leave(i);
     case Kind::divide:
       return divide(i);
+    case Kind::load_mxcsr:
+      return load_mxcsr(i);
     case Kind::jump:
       return jump(i);
     case Kind::jump_indirect:

@@ -108,6 +108,7 @@ class Emitter {
   void lea(const Insn& i);
   void absolute_mov(const Insn& i);
   void divide(const Insn& i);
+  void load_mxcsr(const Insn& i);
   void units(const Insn& i);
   void need_simd(const Insn& i, SimdLevel level);
   void need_x87(const Insn& i);
@@ -142,6 +143,7 @@ class Emitter {
   void ret(const Insn& i);
   /// Leaves for a place at a distance from the page's start.
   void go(std::int64_t target, bool backward);
+  void go_far(std::int64_t target);
   /// Finds code for the VA in kT0; kT1 is its JumpEntry's offset. Jumps to `miss` or there with
   /// the miss condition.
   void look_up(const std::function<void(std::size_t)>& miss);

@@ -19,6 +19,14 @@ struct JumpEntry {
 };
 static_assert(sizeof(JumpEntry) == 32);
 inline constexpr std::size_t kJumpEntries = 8192;
+/// Where in the table the entry of a VA is, in bytes: bits of a product of its low half.
+inline constexpr std::uint32_t kJumpFactor = 0x9E3779B1, kJumpShift = 13;
+/// Lowest bit of `salt` that counts.
+inline constexpr unsigned kJumpSaltShift = 5;
+inline constexpr std::uint32_t kJumpOffsets = (kJumpEntries - 1) * sizeof(JumpEntry);
+[[nodiscard]] constexpr std::uint32_t jump_offset(std::uint64_t va, std::uint32_t salt) noexcept {
+  return (static_cast<std::uint32_t>(va) * kJumpFactor >> kJumpShift ^ salt) & kJumpOffsets;
+}
 
 /// How far vector state has been loaded into the host's registers.
 enum SimdLevel : std::uint8_t { kSimdInMemory = 0, kSimdSse = 1, kSimdAvx = 2 };
@@ -59,6 +67,8 @@ struct Stubs {
   std::uint64_t look_up = 0;    ///< go on at VA R9
   std::uint64_t stale = 0;      ///< the dropped block with its entry at R10 was entered
   std::uint64_t link = 0;       ///< go on at offset R9 of the page, and patch the jump field at R10
+  std::uint64_t far = 0;        ///< go on at VA R9; the far jump at R10 was not linked for it
+  std::uint64_t link_far = 0;   ///< ... and is to be
   std::uint64_t attention = 0;  ///< offset R9 of the current page, after events
   std::uint64_t budget = 0;     ///< the block at page offset R9 counted R10 instructions too many
   std::uint64_t memory = 0;     ///< site R10 missed the TLB at VA R9

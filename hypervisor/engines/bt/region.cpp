@@ -214,7 +214,7 @@ Kind branch_kind(const Insn& i) {
 Kind unit_kind(const Insn& i) {
   switch (i.insn.mnemonic) {
     case ZYDIS_MNEMONIC_LDMXCSR:
-    case ZYDIS_MNEMONIC_STMXCSR:
+      return Kind::load_mxcsr;
     case ZYDIS_MNEMONIC_VLDMXCSR:
     case ZYDIS_MNEMONIC_VSTMXCSR:
     case ZYDIS_MNEMONIC_MASKMOVDQU:
@@ -231,8 +231,6 @@ Kind unit_kind(const Insn& i) {
     case ZYDIS_MNEMONIC_FRSTOR:
     case ZYDIS_MNEMONIC_FNCLEX:
     case ZYDIS_MNEMONIC_FNINIT:
-    case ZYDIS_MNEMONIC_FNSTCW:
-    case ZYDIS_MNEMONIC_FNSTSW:
     case ZYDIS_MNEMONIC_FWAIT:
     case ZYDIS_MNEMONIC_VPCLMULQDQ:  // needs two features
       return Kind::steps;
@@ -428,7 +426,9 @@ void decode_region(const CodeView& code, Region& region) {
     Insn& i = insns[n];
     if (i.kind == Kind::jcc) {
       const auto next = static_cast<std::int64_t>(code.page_offset) + i.offset + i.insn.length;
-      live |= flags_wanted_at(code, next + i.ops[0].imm.value.s, region);
+      i.live_straight = live;
+      i.live_taken = flags_wanted_at(code, next + i.ops[0].imm.value.s, region);
+      live |= i.live_taken;
     }
     i.live_after = live;
     live = live_before(i, live);

@@ -28,6 +28,7 @@ enum class Kind : std::uint8_t {
   pop,
   leave,
   divide,
+  load_mxcsr,
   jump,
   jump_indirect,
   jcc,
@@ -76,6 +77,8 @@ struct Insn {
   bool ends = false;  ///< nothing of the region comes behind it
   GroupedAccess access{};
   std::uint32_t live_after = 0;  ///< arithmetic flags that may be read before they are written
+  /// The same for each way that a conditional branch may go.
+  std::uint32_t live_taken = 0, live_straight = 0;
 };
 
 /// A run of instructions in one page, from a block's first on, past conditional branches.

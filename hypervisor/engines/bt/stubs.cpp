@@ -1,6 +1,7 @@
 #include "engines/bt/stubs.hpp"
 
 #include <array>
+#include <vector>
 
 namespace strata::bt {
 namespace {
@@ -30,6 +31,19 @@ class StubEmitter {
     a_.alu_imm(0, kRsp, 8);
     for (auto r = kCalleeSaved.rbegin(); r != kCalleeSaved.rend(); ++r) pop(*r);
     a_.byte(0xC3);
+    return at;
+  }
+
+  /// A far jump that is not linked for where it is: R9 the VA, R10 the jump.
+  std::uint64_t far(std::uint64_t link_far) {
+    const std::uint64_t at = a_.here();
+    a_.store(absolute(&state_.target), kT1);
+    std::vector<std::size_t> misses;
+    emit_look_up(a_, state_, [&misses](std::size_t fixup) { misses.push_back(fixup); });
+    emit_enter_found(a_, state_, kT0);
+    for (const std::size_t fixup : misses) a_.bind(fixup);
+    a_.load(kT1, absolute(&state_.target));
+    a_.jmp(link_far);
     return at;
   }
 
@@ -111,6 +125,33 @@ class StubEmitter {
 
 }  // namespace
 
+void emit_look_up(Assembler& a, const NativeState& state,
+                  const std::function<void(std::size_t)>& miss) {
+  const JumpEntry& first = state.jumps[0];
+  Mem va = absolute(&first.va);
+  Mem context = absolute(&first.context);
+  va.base = context.base = kT1;
+  // As jump_offset() does.
+  a.op_reg({0, 0x69}, false, kT1, kT0);  // IMUL
+  a.imm32(kJumpFactor);
+  a.shift_right32(kT1, kJumpShift);
+  a.op_mem({0, 0x33}, false, kT1, absolute(&state.jump_salt));
+  a.alu_imm(4, kT1, static_cast<std::int32_t>(kJumpOffsets), false);
+  a.alu(7, kT0, va);
+  miss(a.jcc_later(kNotEqual));
+  a.load(kT2, absolute(&state.context));
+  a.alu(7, kT2, context);
+  miss(a.jcc_later(kNotEqual));
+}
+
+void emit_enter_found(Assembler& a, const NativeState& state, Reg va) {
+  Mem code = absolute(&state.jumps[0].code);
+  code.base = kT1;
+  a.alu_imm(4, va, ~static_cast<std::int32_t>(kPageMask));
+  a.store(absolute(&state.page_va), va);
+  a.jmp(code);
+}
+
 Stubs emit_stubs(Assembler& a, interp::Core& core, NativeState& state, const StubTargets& targets,
                  void* runtime, bool avx) {
   StubEmitter e{a, core, state, runtime, avx};
@@ -120,6 +161,8 @@ Stubs emit_stubs(Assembler& a, interp::Core& core, NativeState& state, const Stu
   s.look_up = e.call(targets.look_up);
   s.stale = e.call(targets.stale);
   s.link = e.call(targets.link);
+  s.link_far = e.call(targets.link_far);
+  s.far = e.far(s.link_far);
   s.attention = e.call(targets.attention);
   s.budget = e.call(targets.budget);
   s.memory = e.call(targets.memory);

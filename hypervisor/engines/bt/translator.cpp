@@ -44,6 +44,9 @@ struct Translator::Calls {
   static std::uint64_t link(void* p, std::uint64_t offset, std::uint64_t field) {
     return self(p).link(offset, field);
   }
+  static std::uint64_t link_far(void* p, std::uint64_t va, std::uint64_t at) {
+    return self(p).link_far(va, at);
+  }
   static std::uint64_t attention(void* p, std::uint64_t offset, std::uint64_t /*b*/) {
     Translator& t = self(p);
     t.core_.rip = t.in_page(offset);
@@ -90,6 +93,7 @@ Translator::Translator(Core& core, std::size_t code_bytes)
   const StubTargets targets{.look_up = &Calls::look_up,
                             .stale = &Calls::stale,
                             .link = &Calls::link,
+                            .link_far = &Calls::link_far,
                             .attention = &Calls::attention,
                             .budget = &Calls::budget,
                             .memory = &Calls::memory,
@@ -161,7 +165,8 @@ void Translator::refresh() noexcept {
   state_->context.store(context());
   state_->pcid = core_.pcid;
   state_->jump_salt =
-      (core_.jump_context_ & 0xFFFF) * 0x61 + static_cast<std::uint32_t>(code_mode() << 10);
+      ((core_.jump_context_ & 0xFFFF) * 0x61 + static_cast<std::uint32_t>(code_mode() << 10))
+      << kJumpSaltShift;
   if (core_.long_mode()) return;
   for (unsigned n = 0; n < 2; ++n) {
     const cpu::Segment& s = core_.arch.segment[cpu::FS + n];
@@ -205,7 +210,7 @@ std::uint64_t Translator::in_page(std::uint64_t offset) const noexcept {
 }
 
 JumpEntry& Translator::jump_entry(std::uint64_t va) noexcept {
-  return state_->jumps[(va ^ va >> kPageShift ^ state_->jump_salt) & (kJumpEntries - 1)];
+  return state_->jumps[jump_offset(va, state_->jump_salt) / sizeof(JumpEntry)];
 }
 
 std::uint64_t Translator::code_at_rip() {
@@ -345,12 +350,25 @@ std::uint64_t Translator::link(std::uint64_t offset, std::uint64_t field) {
   return code;
 }
 
+/// A jump to another page goes there directly as long as it comes from the same VA in the same
+/// context.
+std::uint64_t Translator::link_far(std::uint64_t va, std::uint64_t at) {
+  const std::uint64_t flushes = cache_.flushes();
+  const std::uint64_t page = state_->page_va;
+  const std::uint64_t code = go_on(va);
+  if (code != stubs_.leave && flushes == cache_.flushes()) {
+    cache_.link_far(at,
+                    {.page_va = page, .context = context(), .target = code, .miss = stubs_.far});
+  }
+  return code;
+}
+
 /// A block that was dropped is entered once more. From then on it leads to its successor, which is
 /// code for the same guest bytes' place.
 std::uint64_t Translator::stale(std::uint32_t entry) {
   const std::uint64_t va = in_page(cache_.dropped_offset(entry));
-  JumpEntry& e = jump_entry(va);
-  if (e.code == entry) e.va = ~0ULL;
+  // What is known of the VA may be this block, or an older one that leads here.
+  jump_entry(va).va = ~0ULL;
   const std::uint64_t flushes = cache_.flushes();
   const std::uint64_t code = go_on(va);
   if (code != stubs_.leave && flushes == cache_.flushes()) {

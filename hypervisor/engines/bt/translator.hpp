@@ -70,6 +70,7 @@ class Translator final : public interp::Accelerator {
   [[nodiscard]] JumpEntry& jump_entry(std::uint64_t va) noexcept;
   std::uint64_t stale(std::uint32_t entry);
   std::uint64_t link(std::uint64_t offset, std::uint64_t field);
+  std::uint64_t link_far(std::uint64_t va, std::uint64_t at);
   std::uint64_t over_budget(std::uint64_t offset, std::uint64_t count);
   std::uint64_t memory(std::uint64_t va, Site site);
   std::uint64_t group(std::uint64_t va, Site site);
