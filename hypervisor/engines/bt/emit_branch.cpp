@@ -144,10 +144,11 @@ void Emitter::call_indirect(const Insn& i) {
   code.base = kT1;
   a_.load(kT2, code);
   a_.store(absolute(&c_.state->code), kT2);
-  check_push(i);
+  const Mem slot = push_slot(i);
   load_page_va(kT2, end_of(i));
-  a_.op_mem({0, 0x89}, long_mode(), kT2, {.base = kT0, .index = kT1});
-  a_.mov(kRsp, kT0);
+  a_.op_mem({0, 0x89}, long_mode(), kT2, slot);
+  accessed();
+  move_stack_down();
   a_.load(kT0, absolute(&c_.state->target));
   a_.alu_imm(4, kT0, ~static_cast<std::int32_t>(kPageMask));
   a_.store(absolute(&c_.state->page_va), kT0);

@@ -203,6 +203,21 @@ void Emitter::load_addend(const Insn& i, Reg base) {
   a_.store(absolute(&addend), kT1);
 }
 
+/// RIP-relative: a group's addend includes the VA of the page that executes.
+Mem Emitter::in_code_slice(const Insn& i, const ZydisDecodedOperand& op) {
+  const auto index = static_cast<std::size_t>(static_cast<std::uint8_t>(i.access.group));
+  const Mem addend = absolute(&c_.state->group_addend[index]);
+  if (i.access.first) {
+    a_.load(kT0, absolute(&c_.state->page_va));
+    load_addend(kT0);
+    a_.lea(kT1, {.base = kT0, .index = kT1});
+    a_.store(addend, kT1);
+  } else {
+    a_.load(kT1, addend);
+  }
+  return {.base = kT1, .disp = static_cast<std::int32_t>(end_of(i) + op.mem.disp.value)};
+}
+
 Mem Emitter::windowed_operand(const Insn& i, const ZydisDecodedOperand& op, bool write,
                               bool aligned) {
   begin_access(i, op.size / 8U, write, aligned, [this, &i, &op] {
@@ -210,6 +225,7 @@ Mem Emitter::windowed_operand(const Insn& i, const ZydisDecodedOperand& op, bool
     if (va != kT0) a_.mov(kT0, va);
   });
   const auto& m = op.mem;
+  if (m.base == ZYDIS_REGISTER_RIP && i.access.is_grouped()) return in_code_slice(i, op);
   const bool has_index = m.index != ZYDIS_REGISTER_NONE && m.scale != 0;
   const bool plain = i.insn.address_width == 64 && !has_index && m.base != ZYDIS_REGISTER_NONE &&
                      m.base != ZYDIS_REGISTER_RIP && !is_fs_or_gs(m.segment);

@@ -92,7 +92,7 @@ void Emitter::verbatim(const Insn& i) {
         continue;
       }
       // With a memory operand one temporary is free; adding up the address frees another.
-      if (used == 1 && mem && mem->index != kNoReg) {
+      if (used == 1 && mem && (mem->index != kNoReg || mem->base == kT1)) {
         a_.lea(kT0, *mem);
         mem = Mem{.base = kT0};
       }
@@ -217,7 +217,8 @@ void Emitter::units(const Insn& i) {
   // Conversions use MXCSR whatever their operands.
   bool xmm = i.insn.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ||
              i.insn.meta.category == ZYDIS_CATEGORY_CONVERT ||
-             i.insn.mnemonic == ZYDIS_MNEMONIC_STMXCSR;
+             i.insn.mnemonic == ZYDIS_MNEMONIC_STMXCSR ||
+             i.insn.mnemonic == ZYDIS_MNEMONIC_LDMXCSR;  // VSTMXCSR is a VEX instruction
   for (unsigned n = 0; n < i.insn.operand_count; ++n) {
     if (i.ops[n].type != ZYDIS_OPERAND_TYPE_REGISTER) continue;
     const auto cls = ZydisRegisterGetClass(i.ops[n].reg.value);
@@ -306,7 +307,7 @@ void Emitter::absolute_mov(const Insn& i) {
 /// Values that unmask exceptions or set reserved bits are the interpreter's.
 void Emitter::load_mxcsr(const Insn& i) {
   constexpr std::int32_t kMasks = 0x1F80;
-  need_simd(i, kSimdSse);
+  units(i);
   spill_flags();
   const Mem mem = operand(i, i.ops[0], false);
   a_.load32(kT0, mem);

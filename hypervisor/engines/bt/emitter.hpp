@@ -96,6 +96,7 @@ class Emitter {
   void accessed();
   void emit_window_exits();
   Mem windowed_operand(const Insn& i, const ZydisDecodedOperand& op, bool write, bool aligned);
+  Mem in_code_slice(const Insn& i, const ZydisDecodedOperand& op);
   [[nodiscard]] bool windowed(const Insn& i) const {
     return code_.goes_through_window(page_offset(i));
   }

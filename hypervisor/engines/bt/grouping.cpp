@@ -13,6 +13,8 @@ namespace {
 constexpr std::int32_t kLongestSpan = 512;
 constexpr std::size_t kMostGroups = 24;
 constexpr unsigned kStackPointer = 4, kFramePointer = 5;
+/// Stands for the page that executes, as the base of RIP-relative accesses.
+constexpr unsigned kPage = 16, kBases = 17;
 
 unsigned number_of(ZydisRegister reg) {
   return static_cast<unsigned>(ZydisRegisterGetId(reg)) & 15U;
@@ -27,7 +29,8 @@ struct Access {
 };
 
 /// The access of an instruction that has exactly one of this form.
-std::optional<Access> access_of(const Insn& i, bool windowed) {
+std::optional<Access> access_of(const Insn& i, const CodeView& code) {
+  const bool windowed = code.windowed;
   const bool immediate_or_register = i.ops[0].type != ZYDIS_OPERAND_TYPE_MEMORY;
   switch (i.kind) {
     case Kind::push:
@@ -47,7 +50,7 @@ std::optional<Access> access_of(const Insn& i, bool windowed) {
   }
   const ZydisDecodedOperand* m = memory_operand(i);
   if (m == nullptr || i.insn.address_width != 64) return {};
-  if (m->mem.base == ZYDIS_REGISTER_NONE || m->mem.base == ZYDIS_REGISTER_RIP ||
+  if (m->mem.base == ZYDIS_REGISTER_NONE || (m->mem.base == ZYDIS_REGISTER_RIP && !windowed) ||
       (m->mem.index != ZYDIS_REGISTER_NONE && m->mem.scale != 0) ||
       m->mem.segment == ZYDIS_REGISTER_FS || m->mem.segment == ZYDIS_REGISTER_GS) {
     return {};
@@ -59,12 +62,14 @@ std::optional<Access> access_of(const Insn& i, bool windowed) {
   if (aligned && !windowed) {
     return {};
   }
-  const auto distance = m->mem.disp.has_displacement ? m->mem.disp.value : 0;
+  auto distance = m->mem.disp.has_displacement ? m->mem.disp.value : 0;
+  const bool page = m->mem.base == ZYDIS_REGISTER_RIP;
+  if (page) distance += static_cast<std::int64_t>(code.page_offset) + i.offset + i.insn.length;
   // Within the guard zone of a slice.
   const std::int64_t reach = windowed ? 1 << 30 : 0x10000;
   if (distance < -reach || distance > reach) return {};
-  return Access{number_of(m->mem.base), static_cast<std::int32_t>(distance), m->size / 8U,
-                (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0};
+  return Access{page ? kPage : number_of(m->mem.base), static_cast<std::int32_t>(distance),
+                m->size / 8U, (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0};
 }
 
 /// By how much an instruction changes RSP, if that is known.
@@ -104,7 +109,7 @@ class Grouping {
       i.access = {};
       const auto at = static_cast<std::uint16_t>(code_.page_offset + i.offset);
       const bool checked = windowed_ && !code_.goes_through_window(at);
-      if (const auto a = access_of(i, windowed_); a && !checked) add(i, *a);
+      if (const auto a = access_of(i, code_); a && !checked) add(i, *a);
       forget_changed(i);
     }
     // A group of one is an access like any other.
@@ -168,8 +173,8 @@ class Grouping {
   Region& region_;
   /// Accesses are checked each by itself, by the host: only the slice is in common.
   bool windowed_;
-  std::array<std::int8_t, 16> open_{};    ///< by base register
-  std::array<std::int32_t, 16> moved_{};  ///< since its group began; only RSP's is known
+  std::array<std::int8_t, kBases> open_{};    ///< by base register
+  std::array<std::int32_t, kBases> moved_{};  ///< since its group began; only RSP's is known
 };
 
 }  // namespace

@@ -214,9 +214,8 @@ Kind branch_kind(const Insn& i) {
 Kind unit_kind(const Insn& i) {
   switch (i.insn.mnemonic) {
     case ZYDIS_MNEMONIC_LDMXCSR:
-      return Kind::load_mxcsr;
     case ZYDIS_MNEMONIC_VLDMXCSR:
-    case ZYDIS_MNEMONIC_VSTMXCSR:
+      return Kind::load_mxcsr;
     case ZYDIS_MNEMONIC_MASKMOVDQU:
     case ZYDIS_MNEMONIC_MASKMOVQ:
     case ZYDIS_MNEMONIC_VMASKMOVDQU:
@@ -369,7 +368,7 @@ FlagEffect flag_effect(const Insn& i) noexcept {
 }
 
 std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset, Region& region) {
-  constexpr unsigned kLookAhead = 6;
+  constexpr unsigned kLookAhead = 12;
   const auto start = static_cast<std::int64_t>(code.page_offset);
   const auto page_end = start + static_cast<std::int64_t>(code.available);
   if (code.exact_state || code.crosses || page_offset < 0 || page_offset >= page_end) return kAll;
@@ -387,6 +386,17 @@ std::uint32_t flags_wanted_at(const CodeView& code, std::int64_t page_offset, Re
     region.to = std::max(
         region.to,
         static_cast<std::uint16_t>(page_offset + static_cast<std::int64_t>(at) + i.insn.length));
+    if (i.kind == Kind::call || i.kind == Kind::jump) {
+      // Neither looks at flags: on with what comes then, as long as it is in the page.
+      const std::int64_t next =
+          page_offset + static_cast<std::int64_t>(at) + i.insn.length + i.ops[0].imm.value.s;
+      if (next < start || next >= page_end) break;
+      page_offset = next;
+      there.bytes = code.bytes + (page_offset - start);
+      there.available = static_cast<std::size_t>(page_end - page_offset);
+      at = 0;
+      continue;
+    }
     if (i.ends || i.kind == Kind::jcc) break;
     // What it wants if nothing behind it wants anything, and what it passes on.
     wanted |= live_before_unless_fault(i, 0) & undecided;
@@ -421,7 +431,8 @@ void decode_region(const CodeView& code, Region& region) {
   const Insn& last = insns.back();
   const auto end = static_cast<std::int64_t>(code.page_offset + at);
   std::uint32_t live = last.ends ? kAll : flags_wanted_at(code, end, region);
-  if (last.kind == Kind::jump) live = flags_wanted_at(code, end + last.ops[0].imm.value.s, region);
+  if (last.kind == Kind::jump || last.kind == Kind::call)
+    live = flags_wanted_at(code, end + last.ops[0].imm.value.s, region);
   for (std::size_t n = insns.size(); n-- > 0;) {
     Insn& i = insns[n];
     if (i.kind == Kind::jcc) {
