@@ -245,6 +245,12 @@ const TranslatedBlock* Translator::block_at(std::uint64_t va) {
   code.windowed = windowed_;
   const std::byte* host = nullptr;
   PA pa{};
+  if (!core_.fetch_page(va, host, pa)) {
+    core_.leave(core_.recorded_);
+    return nullptr;
+  }
+  // A page with a block is claimed.
+  if (const TranslatedBlock* b = cache_.find(pa, mode_key()); b != nullptr) return b;
   if (!fetch(va, host, pa)) return nullptr;
   if (const auto refused = refused_.find(page_of(pa)); refused != refused_.end()) {
     code.refused = &refused->second;

@@ -61,8 +61,11 @@ const Uop* rdpkru(Core& core, const Uop* u) {
 const Uop* wrpkru(Core& core, const Uop* u) {
   if ((core.arch.cr4 & cpu::cr4::PKE) == 0) return core.fault(u, cpu::UD);
   if (low(core, cpu::RCX) != 0 || low(core, cpu::RDX) != 0) return core.fault(u, cpu::GP, 0);
-  core.arch.pkru = low(core, cpu::RAX);
-  core.rights_changed();
+  // Linux writes what is there already with every signal.
+  if (core.arch.pkru != low(core, cpu::RAX)) {
+    core.arch.pkru = low(core, cpu::RAX);
+    core.rights_changed();
+  }
   return core.finish(u);
 }
 
