@@ -112,6 +112,11 @@ struct VcpuStats {
   /// Instructions of a translating engine that were interpreted one by one, and blocks that were.
   std::uint64_t interpreted = 0;
   std::uint64_t interpreted_blocks = 0;
+  // Its time, as TSC counts: in translated code and what that calls; in the interpreter for it,
+  // from samples; and with a window.
+  std::uint64_t translated_cycles = 0;
+  std::uint64_t interpreted_cycles = 0;
+  std::uint64_t window_cycles = 0;
   // Windows of a translating engine in the host's MMU: address spaces that got and lost one,
   // extents mapped and with how many pages, whole windows flushed, instructions with one.
   std::uint64_t window_promotions = 0;

@@ -50,6 +50,9 @@ json vcpu_json(const engine::VcpuStats& s) {
           {"code_flushes", s.code_flushes},
           {"interpreted", s.interpreted},
           {"interpreted_blocks", s.interpreted_blocks},
+          {"translated_cycles", s.translated_cycles},
+          {"interpreted_cycles", s.interpreted_cycles},
+          {"window_cycles", s.window_cycles},
           {"window_promotions", s.window_promotions},
           {"window_demotions", s.window_demotions},
           {"window_fills", s.window_fills},
@@ -72,6 +75,9 @@ void add(engine::VcpuStats& sum, const engine::VcpuStats& s) {
   sum.code_flushes += s.code_flushes;
   sum.interpreted += s.interpreted;
   sum.interpreted_blocks += s.interpreted_blocks;
+  sum.translated_cycles += s.translated_cycles;
+  sum.interpreted_cycles += s.interpreted_cycles;
+  sum.window_cycles += s.window_cycles;
   sum.window_promotions += s.window_promotions;
   sum.window_demotions += s.window_demotions;
   sum.window_fills += s.window_fills;

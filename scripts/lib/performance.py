@@ -24,7 +24,13 @@ EVENTS = [("instructions", ["vcpu.instructions"]), ("TLB misses", ["vcpu.tlb_mis
           ("backend misses", ["translation.misses"]), ("page faults", ["vcpu.page_faults"]),
           ("traced writes", ["translation.traced_writes"]), ("exits", ["exits.+"]),
           ("blocks", ["vcpu.blocks_translated", "vcpu.blocks_decoded"]),
-          ("invalidated", ["vcpu.blocks_invalidated"])]
+          ("invalidated", ["vcpu.blocks_invalidated"]), ("TLB flushes", ["vcpu.tlb_flushes"]),
+          ("window fills", ["vcpu.window_fills"]), ("interpreted", ["vcpu.interpreted"])]
+# Where a translating engine's instructions and its time went: parts of a whole, by counter.
+SHARES = [("instructions in windows", "vcpu.window_instructions", "vcpu.instructions"),
+          ("interpreted", "vcpu.interpreted", "vcpu.instructions"),
+          ("time in windows", "vcpu.window_cycles", "vcpu.translated_cycles"),
+          ("interpreting", "vcpu.interpreted_cycles", "vcpu.translated_cycles")]
 
 
 def counters(stats, prefix=""):
@@ -145,6 +151,18 @@ def events_section(results, column):
     return [f"### {column}\n", table(["test", "s", *[name for name, _ in EVENTS]], rows)]
 
 
+def share(counted, part, whole):
+    return f"{100 * counted.get(part, 0) / counted[whole]:.3g} %" if counted.get(whole) else ""
+
+
+def shares_section(results, column):
+    """What is in no window and not interpreted went through the soft TLB."""
+    rows = [[f"`{test}`", *[share(counted, part, whole) for _, part, whole in SHARES]]
+            for test, counted in results.columns[column]["events"].items()
+            if counted.get("vcpu.translated_cycles")]
+    return [f"### {column}\n", table(["test", *[name for name, _, _ in SHARES]], rows)] if rows else []
+
+
 def failures_section(results):
     rows = [[name, f"`{test}`", reason.replace("|", "\\|")] for name, c in results.columns.items()
             for test, reason in c["failures"].items()]
@@ -191,6 +209,11 @@ def write(data, folder):
     if events:
         parts += ["## Events of each test\n", "A guest that ran the test less one that ran none; the "
                   "last row is such a difference without a test: what smaller figures mean.\n", *events]
+    shares = [part for column in results.strata for part in shares_section(results, column)]
+    if shares:
+        parts += ["## Where the time went\n", "Shares of a test's instructions, and of the time that "
+                  "translated code and what it calls took, with a window and in the interpreter; the "
+                  "rest went through the soft TLB.\n", *shares]
     (folder / "performance.md").write_text("\n".join(parts))
 
 

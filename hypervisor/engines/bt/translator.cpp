@@ -1,5 +1,7 @@
 #include "engines/bt/translator.hpp"
 
+#include <x86intrin.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -130,7 +132,15 @@ bool Translator::mode_is_native() const noexcept {
           core_.segment_base[cpu::SS]) == 0;
 }
 
+void Translator::count_cycles() noexcept {
+  const std::uint64_t now = __rdtsc();
+  stats_.cycles += now - counted_at_;
+  if (windowed_) stats_.window_cycles += now - counted_at_;
+  counted_at_ = now;
+}
+
 void Translator::choose_window() {
+  count_cycles();
   windowed_ = false;
   if (!windows_) return;
   const std::uint64_t now = core_.instructions();
@@ -180,6 +190,7 @@ void Translator::refresh() noexcept {
 
 bool Translator::run(Core& core) {
   if (std::exchange(interpret_next_, false) || !mode_is_native()) return false;
+  counted_at_ = __rdtsc();
   choose_window();
   refresh();
   const CatchHostFaults catch_faults{cache_};
@@ -190,6 +201,7 @@ bool Translator::run(Core& core) {
   const std::int64_t budget = core.budget;
   reinterpret_cast<void (*)(std::uint64_t)>(stubs_.enter)(code);
   unload();
+  count_cycles();
   // Nothing was done but to find out that the first instruction is the interpreter's, which takes
   // it at once: an event would otherwise come before it, which the run loop has seen to already. It
   // may be the one for which STI holds them off.
@@ -559,6 +571,16 @@ std::uint64_t Translator::refuse(std::uint32_t index) {
   return interpret(copy);
 }
 
+void Translator::interpret_steps(const Site& site) {
+  // Reading the clock costs as much as a short step.
+  constexpr std::uint64_t kSample = 64;
+  const bool sample = stats_.interpreted % kSample == 0;
+  const std::uint64_t start = sample ? __rdtsc() : 0;
+  const interp::Uop* u = core_.enter(site.steps, core_.rip);
+  while (u != nullptr) u = u->fn(core_, u);
+  if (sample) stats_.interpreted_cycles += (__rdtsc() - start) * kSample;
+}
+
 std::uint64_t Translator::steps(const Site& site) {
   unload();
   ++stats_.interpreted;
@@ -571,8 +593,7 @@ std::uint64_t Translator::steps(const Site& site) {
   // A branch would go on into the interpreter's next block.
   if (site.branches) core_.attention_flags.fetch_or(interp::attention::kBlock);
   const bool nmi_blocked = core_.arch.nmi_blocked;
-  const interp::Uop* u = core_.enter(site.steps, core_.rip);
-  while (u != nullptr) u = u->fn(core_, u);
+  interpret_steps(site);
   if (core_.leave_ != Leave::resume) {
     const bool direct = site.direct && core_.leave_ == Leave::look_up && !nmi_blocked;
     return direct && may_go_on() ? go_on(core_.rip) : stubs_.leave;
@@ -675,6 +696,9 @@ void Translator::add_to(engine::VcpuStats& stats) const noexcept {
   stats.blocks_translated = stats_.blocks;
   stats.code_flushes = stats_.flushes;
   stats.interpreted = stats_.interpreted;
+  stats.translated_cycles = stats_.cycles;
+  stats.window_cycles = stats_.window_cycles;
+  stats.interpreted_cycles = stats_.interpreted_cycles;
   if (!windows_) return;
   const WindowCounts& w = windows_->counts();
   stats.window_promotions = w.promotions;

@@ -21,6 +21,10 @@ struct TranslatorStats {
   std::uint64_t blocks = 0;       ///< translated
   std::uint64_t flushes = 0;      ///< of the whole code cache
   std::uint64_t interpreted = 0;  ///< instructions that went to the interpreter
+  // TSC counts: in run(), in it with a window, and in the interpreter's steps (from samples).
+  std::uint64_t cycles = 0;
+  std::uint64_t window_cycles = 0;
+  std::uint64_t interpreted_cycles = 0;
 };
 
 class Translator final : public interp::Accelerator {
@@ -44,6 +48,10 @@ class Translator final : public interp::Accelerator {
   struct Calls;  ///< the functions that stubs call
 
   [[nodiscard]] bool mode_is_native() const noexcept;
+  /// Adds the time since the last call to what executed.
+  void count_cycles() noexcept;
+  /// The interpreter's steps at `site`.
+  void interpret_steps(const Site& site);
   /// What executes next goes through a window, or not.
   void choose_window();
   [[nodiscard]] std::uint64_t code_mode() const noexcept;
@@ -103,6 +111,7 @@ class Translator final : public interp::Accelerator {
   bool interpret_next_ = false;  ///< the next block is the interpreter's
   std::unique_ptr<Windows> windows_;  ///< null: none are wanted, or the host can not
   bool windowed_ = false;             ///< what executes goes through a window
+  std::uint64_t counted_at_ = 0;      ///< TSC of the last count_cycles()
   std::uint64_t accounted_ = 0;       ///< instructions that windows_ has heard of
   /// Instructions that windows are not for, by page: offsets in it.
   std::unordered_map<PPN, std::set<std::uint16_t>> refused_;
