@@ -15,7 +15,10 @@ struct JumpEntry {
   std::uint64_t va = ~0ULL;
   std::uint64_t context = 0;
   std::uint64_t code = 0;
-  std::uint64_t chain = 0;  ///< what jumps within the page may be linked to
+  std::uint32_t chain = 0;  ///< what jumps within the page may be linked to
+  /// Guest page that the code is of; kNoPage: more than that says what it is.
+  static constexpr std::uint32_t kNoPage = ~0U;
+  std::uint32_t page = kNoPage;
 };
 static_assert(sizeof(JumpEntry) == 32);
 inline constexpr std::size_t kJumpEntries = 8192;

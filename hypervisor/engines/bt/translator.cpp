@@ -25,6 +25,9 @@ namespace {
 constexpr std::size_t kBlockRoom = 16U << 10;
 /// Stands for a TlbMode in contexts: TLBs are not what code goes through.
 constexpr std::uint64_t kWindowedMode = interp::kTlbModes;
+/// Bits of a context that say what code is translated for: all but the generation and the number
+/// of the address space, of which the page-table half counts (Core::update_derived()).
+constexpr std::uint64_t kModeOfContext = 0x3FF'1001;
 /// A context that no look-up finds.
 constexpr std::uint64_t kNoContext = ~0ULL;
 
@@ -174,9 +177,9 @@ std::uint64_t Translator::context() const noexcept {
 void Translator::refresh() noexcept {
   state_->context.store(context());
   state_->pcid = core_.pcid;
-  state_->jump_salt =
-      ((core_.jump_context_ & 0xFFFF) * 0x61 + static_cast<std::uint32_t>(code_mode() << 10))
-      << kJumpSaltShift;
+  state_->jump_salt = ((core_.arch_pcid() << 1 | (core_.cpl == 3 ? 1U : 0U)) * 0x61U +
+                       static_cast<std::uint32_t>(code_mode() << 10))
+                      << kJumpSaltShift;
   if (core_.long_mode()) return;
   for (unsigned n = 0; n < 2; ++n) {
     const cpu::Segment& s = core_.arch.segment[cpu::FS + n];
@@ -231,17 +234,46 @@ std::uint64_t Translator::code_at_rip() {
 }
 
 std::uint64_t Translator::code_for(std::uint64_t va) {
-  const JumpEntry& known = jump_entry(va);
-  if (known.va == va && known.context == context() && !ungrouped_) return known.code;
+  JumpEntry& known = jump_entry(va);
+  if (known.va == va && !ungrouped_ && (known.context == context() || still_valid(known))) {
+    return known.code;
+  }
   const TranslatedBlock* b = block_at(va);
   if (b == nullptr) return 0;
-  const bool user = core_.cpl == 3;
-  core_.fetched_.note(user, VA{va}, core_.tlb_.fetch_slot(user, VA{va}).pa_and_flags);
+  note_fetched(va);
   // Fetching may have taken an invalidation in.
   refresh();
   if (ungrouped_) return b->entry;  // the exception, not what others are to find
-  jump_entry(va) = {.va = va, .context = context(), .code = b->entry, .chain = b->chain};
+  const std::uint64_t ppn = page_of(b->pa).value();
+  const bool whole = !b->crosses && ppn < JumpEntry::kNoPage;
+  jump_entry(va) = {.va = va,
+                    .context = context(),
+                    .code = b->entry,
+                    .chain = b->chain,
+                    .page = whole ? static_cast<std::uint32_t>(ppn) : JumpEntry::kNoPage};
   return b->entry;
+}
+
+void Translator::note_fetched(std::uint64_t va) noexcept {
+  const bool user = core_.cpl == 3;
+  core_.fetched_.note(user, VA{va}, core_.tlb_.fetch_slot(user, VA{va}).pa_and_flags);
+}
+
+bool Translator::still_valid(JumpEntry& e) {
+  if (e.page == JumpEntry::kNoPage || ((e.context ^ context()) & kModeOfContext) != 0) return false;
+  const std::byte* host = nullptr;
+  PA pa{};
+  const std::uint64_t va = e.va;
+  if (!core_.fetch_page(va, host, pa)) {
+    core_.exception.valid = false;  // whoever looks for a block meets it again
+    return false;
+  }
+  // Fetching may have taken an invalidation in.
+  refresh();
+  if (&e != &jump_entry(va) || page_of(pa).value() != e.page) return false;
+  note_fetched(va);
+  e.context = context();
+  return true;
 }
 
 /// The block at `va`. Null: the Core's leave_ says why.

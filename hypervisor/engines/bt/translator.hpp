@@ -62,6 +62,11 @@ class Translator final : public interp::Accelerator {
   /// Code for core.rip, translated if need be; 0: the Core's leave_ says why not.
   std::uint64_t code_at_rip();
   std::uint64_t code_for(std::uint64_t va);
+  /// `e`, known of another address space or from before a flush, serves again: its VA still, or
+  /// also, leads to its page.
+  bool still_valid(JumpEntry& e);
+  /// What is known of the VA's code depends on its page's translation.
+  void note_fetched(std::uint64_t va) noexcept;
   const TranslatedBlock* block_at(std::uint64_t va);
   const TranslatedBlock* crossing_block_at(std::uint64_t va, PA pa, CodeView code);
   bool fetch(std::uint64_t va, const std::byte*& host, PA& pa);
