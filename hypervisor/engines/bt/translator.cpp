@@ -717,6 +717,8 @@ std::size_t Translator::drop(PA pa, std::uint64_t length) noexcept {
 
 void Translator::flush() noexcept {
   cache_.flush();
+  // Other flushes leave code known by its VA where it may serve again.
+  state_->jumps.fill({});
   ++stats_.flushes;
 }
 
