@@ -179,6 +179,17 @@ bool Core::handle_attention() {
   return true;
 }
 
+/// An exception has been delivered, and a kick does not wait for the handler to retire something:
+/// one whose first instruction faults would keep it waiting for ever. Only after many in a row:
+/// positions name the first boundary with their number of instructions (docs/record-and-replay.md).
+bool Core::kicked_among_faults() noexcept {
+  constexpr unsigned kManyFaults = 64;
+  const std::uint64_t now = instructions();
+  faults_in_a_row_ = std::exchange(delivered_at_, now) == now ? faults_in_a_row_ + 1 : 0;
+  if (faults_in_a_row_ < kManyFaults) return false;
+  return (attention_flags.fetch_and(~attention::kKick) & attention::kKick) != 0;
+}
+
 /// Counts a pass of the run loop against run_limit_. True: that is enough, exit_ says so.
 bool Core::limit_reached(std::uint64_t& passes) {
   if (passes >= run_limit_) {
@@ -245,11 +256,16 @@ const Uop* Core::dispatch() {
   note_boundary();
   // A delivery that had to exit (a stack in device memory) goes on where it was.
   if (!replaying_ || exception.valid) {
+    const bool delivers = exception.valid;
     if (!take_events()) return nullptr;
     if (recorded_ == Leave::exit) return leave(Leave::exit);  // delivery met MMIO or a paused page
     if (exception.valid) return leave(Leave::exception);      // and one more fault after it
     if (stop_due()) [[unlikely]]
       return stop_here();  // the handler's first instruction is where it is due
+    if (delivers && kicked_among_faults()) [[unlikely]] {
+      exit_ = {.kind = engine::ExitKind::interrupted};
+      return leave(Leave::exit);
+    }
   }
   mmio.cursor = 0;
   const bool shadowed = std::exchange(debug_shadow, false);

@@ -507,6 +507,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   // run loop
   bool resume_from_exit();
   bool handle_attention();
+  bool kicked_among_faults() noexcept;
   bool limit_reached(std::uint64_t& passes);
   bool shut_down();
   bool take_events();
@@ -584,7 +585,9 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   std::uint64_t generation_ = 1;  ///< grows when any VA -> block knowledge may be stale
   FetchedPages fetched_;          ///< for an accelerator's knowledge of VAs
   std::uint64_t places_ = 1;
-  unsigned pauses_ = 0;  ///< PAUSE since the last rest
+  unsigned pauses_ = 0;                 ///< PAUSE since the last rest
+  std::uint64_t delivered_at_ = ~0ULL;  ///< instructions() when an exception was last delivered
+  unsigned faults_in_a_row_ = 0;        ///< exceptions since, at the same instructions()
   Leave leave_ = Leave::look_up;
   engine::Exit exit_{};
   Leave recorded_ = Leave::look_up;  ///< what a failed access asks abort() to do
