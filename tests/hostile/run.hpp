@@ -35,8 +35,11 @@ struct Case {
   /// Whether every engine and backend has to show the same: not where the guest asks for what the
   /// architecture leaves open.
   bool compared = true;
+  /// Also for the example backend, which knows less of where page tables may be and how they look.
+  bool example = true;
   std::uint64_t instructions = 200'000;
   std::size_t code_cache_bytes = 8U << 20;
+  bool floods = false;  ///< the code cache of an engine that has one has to be flushed
 };
 inline void PrintTo(const Case& c, std::ostream* os) { *os << c.name; }
 

@@ -125,16 +125,29 @@ void Emitter::encode(const Insn& i, const RegisterMap& map, const Mem* mem) {
   for (; at < i.insn.length; ++at) a_.byte(i.bytes[at]);
 }
 
+/// The prefixes that mean something, each once: a guest may repeat them, and what grows by a REX or
+/// a SIB byte here must not become longer than an instruction can be.
+void Emitter::prefixes(const Insn& i) {
+  const auto& raw = i.insn.raw;
+  std::array<std::uint8_t, ZYDIS_MAX_INSTRUCTION_LENGTH> seen{};
+  unsigned count = 0;
+  for (unsigned n = 0; n < raw.prefix_count; ++n) {
+    const auto& p = raw.prefixes[n];
+    const bool lock = p.value == 0xF0 && (i.insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) != 0;
+    const bool width = p.value == 0x66 && p.type != ZYDIS_PREFIX_TYPE_IGNORED;
+    const bool mandatory = p.type == ZYDIS_PREFIX_TYPE_MANDATORY;
+    const bool known =
+        std::find(seen.begin(), seen.begin() + count, p.value) != seen.begin() + count;
+    if (known || (!lock && !width && !mandatory)) continue;
+    seen.at(count++) = p.value;
+    a_.byte(p.value);
+  }
+}
+
 void Emitter::encode_legacy(const Insn& i, const RegisterMap& map, const Mem* mem) {
   const auto& insn = i.insn;
   const auto& raw = insn.raw;
-  for (unsigned n = 0; n < raw.prefix_count; ++n) {
-    const auto& p = raw.prefixes[n];
-    const bool lock = p.value == 0xF0 && (insn.attributes & ZYDIS_ATTRIB_HAS_LOCK) != 0;
-    const bool width = p.value == 0x66 && p.type != ZYDIS_PREFIX_TYPE_IGNORED;
-    const bool mandatory = p.type == ZYDIS_PREFIX_TYPE_MANDATORY;
-    if (lock || width || mandatory) a_.byte(p.value);
-  }
+  prefixes(i);
   const bool has_rex = long_mode() && (insn.attributes & ZYDIS_ATTRIB_HAS_REX) != 0;
   const bool w = has_rex && raw.rex.W != 0;
   const unsigned r = has_rex ? raw.rex.R : 0;

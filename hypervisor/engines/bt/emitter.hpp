@@ -104,6 +104,7 @@ class Emitter {
   // ---- emit_verbatim.cpp
   void verbatim(const Insn& i);
   void encode(const Insn& i, const RegisterMap& map, const Mem* mem);
+  void prefixes(const Insn& i);
   void encode_legacy(const Insn& i, const RegisterMap& map, const Mem* mem);
   void encode_vex(const Insn& i, const RegisterMap& map, const Mem* mem);
   void lea(const Insn& i);
