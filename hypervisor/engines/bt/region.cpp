@@ -250,6 +250,19 @@ Kind unit_kind(const Insn& i) {
   }
 }
 
+/// What it refers to by a distance from itself may be more than 2 GiB from the page's beginning,
+/// where code counts from.
+bool reaches_too_far(const Insn& i) {
+  constexpr std::int64_t kFarthest = (1LL << 31) - 2 * static_cast<std::int64_t>(kPageSize);
+  return std::any_of(
+      i.ops.begin(), i.ops.begin() + i.insn.operand_count_visible, [](const auto& o) {
+        const bool near = o.type == ZYDIS_OPERAND_TYPE_IMMEDIATE && o.imm.is_relative != 0;
+        const bool by_rip = o.type == ZYDIS_OPERAND_TYPE_MEMORY && o.mem.base == ZYDIS_REGISTER_RIP;
+        const std::int64_t by = near ? o.imm.value.s : by_rip ? o.mem.disp.value : 0;
+        return by > kFarthest || by < -kFarthest;
+      });
+}
+
 Kind kind_of(const Insn& i, const CodeView& code) {
   Kind kind = Kind::steps;
   switch (i.opcode.cls) {
@@ -272,7 +285,8 @@ Kind kind_of(const Insn& i, const CodeView& code) {
     default:
       return Kind::steps;
   }
-  return kind != Kind::nothing && is_odd(i, code.mode) ? Kind::steps : kind;
+  const bool odd = is_odd(i, code.mode) || reaches_too_far(i);
+  return kind != Kind::nothing && odd ? Kind::steps : kind;
 }
 
 /// One instruction. False: it does not end within the bytes.

@@ -531,8 +531,9 @@ std::uint64_t Translator::window(std::uint64_t va, std::uint32_t index) {
            generation == core_.generation_;
   };
   bool filled = false;
-  const VA last = VA{va + site.size - 1}.page_base();
-  for (VA page = VA{va}; page <= last; page = page.page_base() + kPageSize) {
+  const std::uint64_t pages = ((va & kPageMask) + site.size - 1) / kPageSize + 1;
+  VA page{va};
+  for (std::uint64_t n = 0; n < pages; ++n, page = page.page_base() + kPageSize) {
     if (windows_->allows(page, site.write)) continue;
     const auto refill = core_.refill(page.value(), 1, site.write);
     if (refill == Core::Refill::interpret) return refuse(index);

@@ -43,6 +43,8 @@ class Translator final : public interp::Accelerator {
   void attend() noexcept override;
   [[nodiscard]] std::size_t bytes() const noexcept override;
   void add_to(engine::VcpuStats& stats) const noexcept override;
+  /// What code adds to VAs, for tests.
+  [[nodiscard]] const SliceTable& slices() const noexcept { return state_->slices; }
 
  private:
   struct Calls;  ///< the functions that stubs call
