@@ -23,7 +23,7 @@ namespace {
 struct RunOptions {
   std::string config;
   std::optional<std::string> kernel, initrd, append, memory, engine, mmu, cpu_model, serial, stats;
-  std::optional<std::string> clock, record, load, save;
+  std::optional<std::string> windows, clock, record, load, save;
   std::optional<std::uint64_t> save_at, check_every, check_from;
   std::optional<std::string> check;
   std::optional<unsigned> cpus;
@@ -58,6 +58,7 @@ Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
   if (o.append) config.append = *o.append;
   if (o.engine) config.engine = *o.engine;
   if (o.mmu) config.mmu = *o.mmu;
+  if (o.windows) config.windows = *o.windows;
   if (o.cpu_model) config.cpu_model = *o.cpu_model;
   if (o.serial) config.serial = *o.serial;
   if (o.stats) config.stats = *o.stats;
@@ -271,6 +272,11 @@ void add_run_command(CLI::App& app, int& exit_code) {
   command->add_option(
       "--mmu", options->mmu,
       "Memory backend: shadow, ept, npt, host (engine kvm) or auto [auto]" + vmm::mmu_words_help());
+  command->add_option("--windows", options->windows,
+                      "Engine bt: map the memory of guest programs into the host's own page "
+                      "tables, so that their accesses need no checks. auto: of programs that run "
+                      "long enough to pay for it; never: check each access; always: of the kernel "
+                      "too, for tests, slower [auto]");
   command->add_option("--cpu-model", options->cpu_model,
                       "CPU model: default or mitigation-free, and changes to it: "
                       "default,-pcid,+rdpid,vendor=AuthenticAMD [default]");

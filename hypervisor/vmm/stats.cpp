@@ -150,6 +150,7 @@ json Vm::stats() const {
   out["engine"] = config_.engine;
   out["engine_reason"] = config_.engine_reason;
   out["mmu"] = mmu_name_;
+  if (config_.engine == "bt") out["windows"] = config_.windows;
   out["cpu_model"] = model_.name();
   out["memory_bytes"] = config_.memory_bytes;
   out["outcome"] = outcome_ ? name_of(outcome_->ending) : "running";

@@ -29,6 +29,12 @@ Expected<cpu::CpuModel, ConfigError> load_model(const VmConfig& config,
   return std::move(*model);
 }
 
+/// As validate() has found it.
+interp::WindowUse window_use(std::string_view name) {
+  if (name == "never") return interp::WindowUse::never;
+  return name == "always" ? interp::WindowUse::always : interp::WindowUse::automatic;
+}
+
 }  // namespace
 
 /// The loader's way into guest memory.
@@ -231,6 +237,7 @@ Expected<std::unique_ptr<engine::Vcpu>, ConfigError> Vm::make_vcpu(VcpuId id) {
   // Positions are places where another engine must find the same state.
   environment.exact_state =
       clocks_->instructions || exact_->recorder || exact_->player || !config_.save.empty();
+  environment.windows = window_use(config_.windows);
   environment.model = &model_;
   environment.vcpus = config_.cpus;
   environment.group = group_.get();

@@ -75,6 +75,7 @@ Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
                       : key == "append"    ? &config.append
                       : key == "engine"    ? &config.engine
                       : key == "mmu"       ? &config.mmu
+                      : key == "windows"   ? &config.windows
                       : key == "cpu-model" ? &config.cpu_model
                       : key == "serial"    ? &config.serial
                       : key == "stats"     ? &config.stats
@@ -184,6 +185,20 @@ Expected<void, ConfigError> validate_exact(const VmConfig& config) {
   return {};
 }
 
+Expected<void, ConfigError> validate_windows(const VmConfig& config) {
+  const std::string& use = config.windows;
+  if (use != "auto" && use != "never" && use != "always") {
+    return bad(fmt::format("--windows: '{}' is not auto, never or always", use));
+  }
+  if (use != "auto" && config.engine != "bt") {
+    return bad(
+        fmt::format("--windows: only engine bt has windows, and --engine is {}; add "
+                    "--engine bt or leave --windows out",
+                    config.engine));
+  }
+  return {};
+}
+
 }  // namespace
 
 std::string_view exact_option(const VmConfig& config) {
@@ -213,6 +228,7 @@ Expected<void, ConfigError> validate(const VmConfig& config) {
   if (const auto fits = check_combination(config.engine, config.mmu); !fits) {
     return bad(fits.error());
   }
+  if (auto windows = validate_windows(config); !windows) return windows;
   if (config.timeout_seconds < 0 || config.timeout_seconds > 1e9) {
     return bad("--timeout: must be a number of seconds, 0 for none");
   }

@@ -37,6 +37,7 @@ struct VmConfig {
   std::string engine = "auto";
   std::string engine_reason;  ///< why it is that one; settle_engine() writes it, no key of a file
   std::string mmu = "auto";
+  std::string windows = "auto";  ///< of engine bt, in the host's own MMU: "auto", "never", "always"
   std::string cpu_model = "default";
   std::string serial = "stdio";  ///< "stdio", "null", or a file
   std::string stats;             ///< JSON is written here at the end; empty: nowhere

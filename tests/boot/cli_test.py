@@ -144,6 +144,25 @@ class EngineAuto(unittest.TestCase):
                 self.assertEqual(stats["engine_reason"], "named by --engine")
 
 
+class Windows(unittest.TestCase):
+    def instructions_with_windows(self, use):
+        if "bt" not in own_engines():
+            self.skipTest("no engine bt in this build")
+        with tempfile.TemporaryDirectory() as directory:
+            file = pathlib.Path(directory) / "stats.json"
+            done = run("--kernel", GUEST, "--append", "auto", "--memory", "64M", "--engine", "bt",
+                       "--windows", use, "--stats", str(file))
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn(", 0 failed", done.stdout)
+            stats = json.loads(file.read_text())
+        self.assertEqual(stats["windows"], use)
+        return stats["vcpu"]["window_instructions"]
+
+    def test_as_asked(self):
+        self.assertEqual(self.instructions_with_windows("never"), 0)
+        self.assertGreater(self.instructions_with_windows("always"), 0)
+
+
 class Mistakes(unittest.TestCase):
     def setUp(self):
         self.scratch = tempfile.TemporaryDirectory()
@@ -171,6 +190,8 @@ class Mistakes(unittest.TestCase):
                 ("--mmu", ["--kernel", GUEST, "--mmu", "fast"]),
                 ("takes no 'no-unsync'", ["--kernel", GUEST, "--mmu", "auto,no-unsync"]),
                 ("--engine", ["--kernel", GUEST, "--engine", "warp"]),
+                ("--windows", ["--kernel", GUEST, "--engine", "bt", "--windows", "often"]),
+                ("only engine bt", ["--kernel", GUEST, "--engine", "interp", "--windows", "never"]),
                 ("--cpus", ["--kernel", GUEST, "--cpus", "0"]),
                 ("--cpus", ["--kernel", GUEST, "--cpus", "9"]),
                 ("--cpu-model", ["--kernel", GUEST, "--cpu-model", "z80"]),
