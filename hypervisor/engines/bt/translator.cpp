@@ -23,11 +23,12 @@ namespace {
 
 /// Room that a block may need at most, with all its cold code.
 constexpr std::size_t kBlockRoom = 16U << 10;
-/// Stands for a TlbMode in contexts: TLBs are not what code goes through.
-constexpr std::uint64_t kWindowedMode = interp::kTlbModes;
+/// Beside a TlbMode in contexts. That counts too: instructions that a window is not for check their
+/// accesses against the TLB of the mode that they were translated for.
+constexpr std::uint64_t kWindowedMode = 4;
 /// Bits of a context that say what code is translated for: all but the generation and the number
 /// of the address space, of which the page-table half counts (Core::update_derived()).
-constexpr std::uint64_t kModeOfContext = 0x3FF'1001;
+constexpr std::uint64_t kModeOfContext = 0x7FF'1001;
 /// A context that no look-up finds.
 constexpr std::uint64_t kNoContext = ~0ULL;
 
@@ -158,9 +159,9 @@ void Translator::choose_window() {
   windowed_ = windows_->enter(key, core_.pcid, executed, core_.tlb_);
 }
 
-/// The TlbMode that the running code uses, or kWindowedMode.
+/// The TlbMode that the running code uses, and whether it goes through a window.
 std::uint64_t Translator::code_mode() const noexcept {
-  return windowed_ ? kWindowedMode : std::uint64_t{core_.data_mode};
+  return core_.data_mode | (windowed_ ? kWindowedMode : 0);
 }
 
 std::uint32_t Translator::mode_key() const noexcept {
@@ -170,8 +171,8 @@ std::uint32_t Translator::mode_key() const noexcept {
 }
 
 std::uint64_t Translator::context() const noexcept {
-  // 26 bits of mode and PCID; generations are a few per system call and do not reach 2^38.
-  return core_.fetched_.generation(core_.cpl == 3) << 26 | code_mode() << 24 | core_.jump_context_;
+  // 27 bits of mode and PCID; generations are a few per system call and do not reach 2^37.
+  return core_.fetched_.generation(core_.cpl == 3) << 27 | code_mode() << 24 | core_.jump_context_;
 }
 
 void Translator::refresh() noexcept {

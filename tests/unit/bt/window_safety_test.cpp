@@ -162,6 +162,20 @@ class Guest {
     return log;
   }
 
+  /// Runs code that ends with HLT, where handlers go on, with SMAP in force. The log.
+  Bytes run_with_smap(const Bytes& code, std::uint64_t rsp) {
+    must_write(kCodePa, code);
+    cpu::VcpuState s = start(kCode);
+    s.cr4 |= cpu::cr4::SMAP;
+    s.gpr[cpu::RSP] = rsp;
+    s.gpr[cpu::R15] = kCode + code.size() - 1;
+    vm.core->set_state(s);
+    EXPECT_EQ(vm.core->run().kind, engine::ExitKind::halt);
+    Bytes log;
+    append_page(log, kLogPa);
+    return log;
+  }
+
   /// Makes translated code use every slice of its address space.
   void touch_everything() {
     (void)run({"load", {0x48, 0x8B, 0x03}}, {std::begin(kData), std::end(kData)});
@@ -171,9 +185,9 @@ class Guest {
   [[nodiscard]] engine::VcpuStats stats() const { return vm.core->stats(); }
 
  private:
-  void map(std::uint64_t va, std::uint64_t pa, std::uint64_t pages) {
+  void map(std::uint64_t va, std::uint64_t pa, std::uint64_t pages, bool user = false) {
     for (std::uint64_t n = 0; n < pages; ++n) {
-      vm.machine.map<Format>(root_, VA{va + n * kPageSize}, PA{pa + n * kPageSize});
+      vm.machine.map<Format>(root_, VA{va + n * kPageSize}, PA{pa + n * kPageSize}, {.user = user});
       vm.machine.store<std::uint64_t>(PA{pa + n * kPageSize}, 0);
     }
   }
@@ -183,7 +197,8 @@ class Guest {
     map(kTable, kTablePa, kTablePages);
     map(kLog, kLogPa, kLogPages);
     map(kCode, kCodePa, kCodePages);
-    for (std::size_t n = 0; n < std::size(kData); ++n) map(kData[n], kDataPa + n * kPageSize, 1);
+    for (std::size_t n = 0; n < std::size(kData); ++n)
+      map(kData[n], kDataPa + n * kPageSize, 1, true);
   }
   void build_descriptors() {
     const auto store = [this](std::uint64_t va, std::uint64_t value) {
@@ -409,6 +424,18 @@ TEST(WindowSafety, AccessesInTheMiddleOfPagesGoThroughWindows) {
   const std::uint64_t before = guest.stats().interpreted;
   (void)guest.run({"load", {0x48, 0x8B, 0x03}}, std::vector<std::uint64_t>(1000, kData[3] + 0x128));
   EXPECT_LT(guest.stats().interpreted, before + 100);
+}
+
+/// Instructions that a window is not for check against a TLB: that of the rights of the moment.
+TEST(WindowSafety, CodeIsNotSharedBetweenRights) {
+  // stac; 3: pushf; pop rax; clac; jmp 3; hlt. SMAP refuses the second PUSHF (SDM 3A 4.6.1).
+  const Bytes code{0x0F, 0x01, 0xCB, 0x9C, 0x58, 0x0F, 0x01, 0xCA, 0xEB, 0xF9, 0xF4};
+  Guest windowed{"bt_windows"};
+  Guest reference{"interp"};
+  const Bytes got = windowed.run_with_smap(code, kData[1] + 0x800);
+  EXPECT_TRUE(got == reference.run_with_smap(code, kData[1] + 0x800));
+  EXPECT_EQ(got[0], cpu::PF);
+  EXPECT_EQ(got[8], pf::kWrite | pf::kPresent);
 }
 
 /// Whatever bits 48 to 63 are: where there is no window no address of a process comes out.
