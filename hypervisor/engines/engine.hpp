@@ -108,7 +108,8 @@ struct VcpuStats {
   std::uint64_t page_faults = 0;
   std::uint64_t overhead_bytes = 0;  ///< code or block caches, TLBs
   std::uint64_t blocks_translated = 0;
-  std::uint64_t code_flushes = 0;  ///< of a whole code cache
+  std::uint64_t code_flushes = 0;    ///< of a whole code cache
+  std::uint64_t code_evictions = 0;  ///< of units of a code cache, to make room
   /// Instructions of a translating engine that were interpreted one by one, and blocks that were.
   std::uint64_t interpreted = 0;
   std::uint64_t interpreted_blocks = 0;

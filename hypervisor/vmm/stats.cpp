@@ -48,6 +48,7 @@ json vcpu_json(const engine::VcpuStats& s) {
           {"overhead_bytes", s.overhead_bytes},
           {"blocks_translated", s.blocks_translated},
           {"code_flushes", s.code_flushes},
+          {"code_evictions", s.code_evictions},
           {"interpreted", s.interpreted},
           {"interpreted_blocks", s.interpreted_blocks},
           {"translated_cycles", s.translated_cycles},
@@ -73,6 +74,7 @@ void add(engine::VcpuStats& sum, const engine::VcpuStats& s) {
   sum.overhead_bytes += s.overhead_bytes;
   sum.blocks_translated += s.blocks_translated;
   sum.code_flushes += s.code_flushes;
+  sum.code_evictions += s.code_evictions;
   sum.interpreted += s.interpreted;
   sum.interpreted_blocks += s.interpreted_blocks;
   sum.translated_cycles += s.translated_cycles;

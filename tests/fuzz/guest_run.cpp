@@ -89,6 +89,7 @@ GuestRun::GuestRun(const Subject& subject, const GuestImage& image, const cpu::C
     e.vcpus = options.vcpus;
     e.exact_state = true;  // every state is compared with another engine's
     e.block_cache_bytes = rng_.chance(20) ? 16 << 10 : 256 << 10;
+    if (options.code_cache_bytes != 0) e.code_cache_bytes = options.code_cache_bytes;
     cpu->core = conformance::make_engine(subject.engine, e);
     cpu->core->set_state(image.make_state(rng_));
     cpus_.push_back(std::move(cpu));
@@ -121,6 +122,7 @@ std::string GuestRun::run(RunTotals& totals) {
     totals.instructions += stats.instructions;
     totals.exceptions += stats.exceptions;
     totals.interrupts += stats.interrupts;
+    totals.code_evictions += stats.code_evictions;
   }
   return check_host();
 }

@@ -81,6 +81,7 @@ struct RunOptions {
   /// the others, Core::limit_run(), makes an engine come out of every block and every iteration of
   /// REP, which code that overwrites itself notices.
   bool scout = false;
+  std::size_t code_cache_bytes = 0;  ///< of an engine that translates; 0: its default
   std::optional<Cut> cut{};
 };
 
@@ -90,6 +91,7 @@ struct RunTotals {
   std::uint64_t instructions = 0;
   std::uint64_t exceptions = 0;
   std::uint64_t interrupts = 0;
+  std::uint64_t code_evictions = 0;
   std::array<std::uint64_t, engine::kExitKinds> exits{};
 };
 

@@ -26,6 +26,7 @@ struct Options {
   bool verbose = false;
   bool self_modifying = false;
   std::uint64_t stride = 1;
+  std::size_t code_cache_bytes = 0;
   std::vector<std::string> engines;
   std::string backend;
 };
@@ -106,7 +107,9 @@ class Fuzzer {
     }
     ::alarm(0);
     report(n);
-    return true;
+    if (options_.code_cache_bytes == 0 || totals_.code_evictions != 0) return true;
+    fmt::print(stderr, "the code cache never ran full\n");
+    return false;
   }
 
  private:
@@ -131,6 +134,7 @@ class Fuzzer {
     run_options.seed = rng();
     run_options.comparable = options_.compare;
     run_options.stride = options_.stride;
+    run_options.code_cache_bytes = options_.code_cache_bytes;
     run_options.vcpus = !options_.compare && rng.chance(25) ? 2 : 1;
     run_options.turns = options_.compare ? 300 : 20 + static_cast<unsigned>(rng.below(60));
     if (options_.verbose) {
@@ -226,6 +230,7 @@ class Fuzzer {
     for (std::size_t i = 0; i < totals_.exits.size(); ++i) {
       fmt::print(" {} {}", name_of(static_cast<engine::ExitKind>(i)), totals_.exits[i]);
     }
+    if (totals_.code_evictions != 0) fmt::print("; code evictions {}", totals_.code_evictions);
     if (options_.compare)
       fmt::print("; comparisons {}, ended early {}", comparisons_, ended_early_);
     fmt::print("\n");
@@ -258,6 +263,8 @@ int main(int argc, char** argv) {
   app.add_option("--engines", options.engines, "only these; default: each")->delimiter(',');
   app.add_option("--stride", options.stride, "instructions of a compared step, at most")
       ->check(CLI::Range(1, 1'000'000));
+  app.add_option("--code-cache", options.code_cache_bytes,
+                 "bytes for translated code; it is an error if they are never used up");
   app.add_flag("--self-modifying", options.self_modifying, "guests that patch their own code");
   app.add_flag("--verbose", options.verbose, "a line for each case");
   CLI11_PARSE(app, argc, argv);

@@ -3,22 +3,51 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
-#include <new>
+#include <utility>
 
 #include "engines/interp/low_memory.hpp"
 
 namespace strata::bt {
 namespace {
 
-constexpr std::size_t kBuckets = 1U << 15;
+/// The smallest unit that holds the stubs and a few blocks.
+constexpr std::size_t kMinUnitBudget = 48U << 10;
+/// How much of the budget is code; the rest is tables. As Linux guests want it.
+constexpr std::size_t kCodeShare = 3, kCodeShareOf = 4;
+constexpr std::size_t kBudgetPerBucket = 512, kBucketsPerPage = 8, kBucketsPerCrossing = 64;
+constexpr std::uint64_t kHash = 0x9E3779B97F4A7C15ULL;
+
+/// The upper bits of a hash, as an index into `table`.
+template <class T>
+std::size_t slot(std::uint64_t hash, const std::vector<T*>& table) noexcept {
+  return static_cast<std::size_t>(hash >> (64 - std::countr_zero(table.size())));
+}
 
 }  // namespace
 
-CodeCache::CodeCache(std::size_t bytes) : buckets_(kBuckets, nullptr) {
+CodeCache::CodeCache(std::size_t budget) {
+  const std::size_t units = std::min(budget / kMinUnitBudget, kMaxUnits);
+  if (units == 0) return;
+  const std::size_t buckets = std::bit_floor(budget / kBudgetPerBucket);
+  buckets_.resize(buckets);
+  pages_.resize(buckets / kBucketsPerPage);
+  crossings_.resize(buckets / kBucketsPerCrossing);
+  unit_bytes_ = budget * kCodeShare / kCodeShareOf / units & ~std::size_t{kPageMask};
+  if (!map(unit_bytes_ * units)) return;
+  const std::size_t tables = budget - size_ - bytes();
+  for (std::size_t i = 0; i < units; ++i) {
+    const std::uint64_t from = executable_ + i * unit_bytes_;
+    units_.emplace_back(CodeRange{from, from + unit_bytes_}, tables / units);
+  }
+}
+
+bool CodeCache::map(std::size_t bytes) noexcept {
   const int fd = memfd_create("strata-code", MFD_CLOEXEC);
-  if (fd < 0) return;
+  if (fd < 0) return false;
   void* x = MAP_FAILED;
   void* w = MAP_FAILED;
   if (ftruncate(fd, static_cast<off_t>(bytes)) == 0) {
@@ -29,11 +58,12 @@ CodeCache::CodeCache(std::size_t bytes) : buckets_(kBuckets, nullptr) {
   if (x == MAP_FAILED || w == MAP_FAILED || !interp::is_low(x, bytes)) {
     if (x != MAP_FAILED) munmap(x, bytes);
     if (w != MAP_FAILED) munmap(w, bytes);
-    return;
+    return false;
   }
   executable_ = reinterpret_cast<std::uint64_t>(x);
   writable_ = static_cast<std::byte*>(w);
   size_ = bytes;
+  return true;
 }
 
 CodeCache::~CodeCache() {
@@ -42,29 +72,133 @@ CodeCache::~CodeCache() {
   munmap(writable_, size_);
 }
 
-void CodeCache::append(std::span<const std::uint8_t> code) noexcept {
-  std::memcpy(writable_ + used_, code.data(), code.size());
-  used_ += (code.size() + 15) & ~std::size_t{15};
-  if (used_ > size_) used_ = size_;
+// ---- code ---------------------------------------------------------------------------------------
+
+bool CodeCache::append(std::span<const std::uint8_t> code) noexcept {
+  std::byte* at = writable(cursor());
+  if (!unit().take(code.size())) return false;
+  std::memcpy(at, code.data(), code.size());
+  return true;
+}
+
+void CodeCache::keep(const UnlinkedTargets& unlinked) noexcept {
+  unlinked_ = unlinked;
+  unit().keep();
 }
 
 void CodeCache::patch_jump(std::uint64_t field, std::uint64_t target) noexcept {
   const auto distance = static_cast<std::uint32_t>(target - (field + 4));
-  std::memcpy(writable_ + (field - executable_), &distance, sizeof distance);
+  std::memcpy(writable(field), &distance, sizeof distance);
 }
 
-void CodeCache::link_far(std::uint64_t at, const FarLink& link) noexcept {
-  std::byte* code = writable_ + (at - executable_);
+/// mov r10d, entry; jmp stale. Chains still lead here.
+void CodeCache::lead_to_stale(std::uint32_t entry) noexcept {
+  std::byte* at = writable(entry);
+  const std::array<std::uint8_t, 2> opcode{0x41, 0xBA};
+  std::memcpy(at, opcode.data(), 2);
+  std::memcpy(at + 2, &entry, 4);
+  at[6] = std::byte{0xE9};
+  patch_jump(entry + 7, unlinked_.stale);
+}
+
+bool CodeCache::note_link(std::uint64_t at, std::uint64_t target, LinkKind kind) {
+  const std::size_t from = unit_of(at);
+  const std::size_t to = unit_of(target);
+  // Within a unit both ends go together.
+  return from == to || units_[from].add_link({.at = static_cast<std::uint32_t>(at),
+                                              .unit = static_cast<std::uint16_t>(to),
+                                              .kind = kind});
+}
+
+void CodeCache::link(std::uint64_t field, std::uint64_t target) {
+  if (note_link(field, target, LinkKind::jump)) patch_jump(field, target);
+}
+
+void CodeCache::fill_in(std::uint64_t at, const FarLink& link) noexcept {
+  std::byte* code = writable(at);
   std::memcpy(code + FarJump::kPageVa, &link.page_va, sizeof link.page_va);
   std::memcpy(code + FarJump::kContext, &link.context, sizeof link.context);
   patch_jump(at + FarJump::kJump, link.target);
   patch_jump(at + FarJump::kMiss, link.miss);
 }
 
-std::size_t CodeCache::bucket(PA pa, std::uint32_t key) noexcept {
-  const std::uint64_t h =
-      (pa.value() ^ static_cast<std::uint64_t>(key) << 48) * 0x9E3779B97F4A7C15ULL;
-  return static_cast<std::size_t>(h >> 49);
+void CodeCache::link_far(std::uint64_t at, const FarLink& link) {
+  // It may have been linked for another VA or context.
+  std::erase_if(units_[unit_of(at)].links, [&](const Link& known) { return known.at == at; });
+  const bool noted = note_link(at, link.target, LinkKind::far);
+  fill_in(at, noted ? link : FarLink{.target = at, .miss = unlinked_.far});
+}
+
+void CodeCache::redirect(std::uint32_t entry, std::uint64_t target) {
+  if (!note_link(entry, target, LinkKind::redirect)) return;
+  *writable(entry) = std::byte{0xE9};
+  patch_jump(entry + 1, target);
+}
+
+void CodeCache::undo(const Link& link) noexcept {
+  switch (link.kind) {
+    case LinkKind::jump:
+      return patch_jump(link.at, link.at + 4);
+    case LinkKind::far:
+      return fill_in(link.at, {.target = link.at, .miss = unlinked_.far});
+    case LinkKind::redirect:
+      return lead_to_stale(link.at);
+  }
+}
+
+// ---- units --------------------------------------------------------------------------------------
+
+CodeRange CodeCache::make_room() noexcept {
+  if (unit().has_room()) return {};
+  current_ = (current_ + 1) % units_.size();
+  const CodeRange code = unit().code();
+  if (unit().table_bytes() != 0) evict(current_);
+  return code;
+}
+
+void CodeCache::evict(std::size_t which) noexcept {
+  CodeUnit& gone = units_[which];
+  for (TranslatedBlock& b : gone.blocks) {
+    if (!b.dropped) unlist(b);
+  }
+  for (CodeUnit& other : units_) {
+    if (&other == &gone) continue;
+    std::erase_if(other.links, [&](const Link& link) {
+      if (link.unit == which) undo(link);
+      return link.unit == which;
+    });
+  }
+  // Whoever still came here is to be found out: INT3.
+  const CodeRange code = gone.code();
+  std::memset(writable(code.from), 0xCC, code.to - code.from);
+  gone.clear();
+  ++changes_;
+  ++evictions_;
+}
+
+void CodeCache::flush() noexcept {
+  for (std::size_t i = 0; i < units_.size(); ++i) evict(i);
+  current_ = 0;
+}
+
+std::size_t CodeCache::bytes() const noexcept {
+  std::size_t sum = (buckets_.size() + pages_.size() + crossings_.size()) * sizeof(void*);
+  for (const CodeUnit& u : units_) sum += u.bytes();
+  return sum;
+}
+
+// ---- blocks -------------------------------------------------------------------------------------
+
+std::size_t CodeCache::bucket(PA pa, std::uint32_t key) const noexcept {
+  return slot((pa.value() ^ static_cast<std::uint64_t>(key) << 48) * kHash, buckets_);
+}
+
+std::size_t CodeCache::page_slot(PPN ppn) const noexcept {
+  return slot(ppn.value() * kHash, pages_);
+}
+
+std::size_t CodeCache::crossing_slot(PPN ppn) const noexcept {
+  return slot(ppn.value() * kHash, crossings_);
 }
 
 const TranslatedBlock* CodeCache::find(PA pa, std::uint32_t key) const noexcept {
@@ -82,129 +216,84 @@ const TranslatedBlock* CodeCache::find_crossing(PA pa, std::uint32_t key,
   return b;
 }
 
+bool CodeCache::has_code(PPN ppn) const noexcept {
+  const TranslatedBlock* b = pages_[page_slot(ppn)];
+  while (b != nullptr && page_of(b->pa) != ppn) b = b->page_next;
+  const Crossing* c = crossings_[crossing_slot(ppn)];
+  while (c != nullptr && c->block->second != ppn) c = c->next;
+  return b != nullptr || c != nullptr;
+}
+
 const TranslatedBlock* CodeCache::insert(const TranslatedBlock& block) {
-  TranslatedBlock& b = blocks_.emplace_back(block);
+  TranslatedBlock& b = unit().blocks.emplace_back(block);
   TranslatedBlock*& head = buckets_[bucket(b.pa, b.key)];
-  b.hash_next = head;
-  head = &b;
-  TranslatedBlock*& page = pages_[page_of(b.pa)];
-  b.page_next = page;
-  page = &b;
-  if (b.crosses) crossing_[b.second].push_back(&b);
+  b.hash_next = std::exchange(head, &b);
+  TranslatedBlock*& page = pages_[page_slot(page_of(b.pa))];
+  b.page_next = std::exchange(page, &b);
+  if (b.crosses) {
+    Crossing*& first = crossings_[crossing_slot(b.second)];
+    first = &unit().crossings.emplace_back(Crossing{&b, first});
+  }
   return &b;
 }
 
-void CodeCache::unhash(const TranslatedBlock* block) noexcept {
-  TranslatedBlock** link = &buckets_[bucket(block->pa, block->key)];
-  while (*link != block) link = &(*link)->hash_next;
-  *link = block->hash_next;
+void CodeCache::unlist(const TranslatedBlock& block) noexcept {
+  TranslatedBlock** hashed = &buckets_[bucket(block.pa, block.key)];
+  while (*hashed != &block) hashed = &(*hashed)->hash_next;
+  *hashed = block.hash_next;
+  TranslatedBlock** in_page = &pages_[page_slot(page_of(block.pa))];
+  while (*in_page != &block) in_page = &(*in_page)->page_next;
+  *in_page = block.page_next;
+  if (!block.crosses) return;
+  Crossing** crossing = &crossings_[crossing_slot(block.second)];
+  while ((*crossing)->block != &block) crossing = &(*crossing)->next;
+  *crossing = (*crossing)->next;
 }
 
-void CodeCache::retire(TranslatedBlock* b, std::uint64_t stale) noexcept {
-  unhash(b);
-  // mov r10d, entry; jmp stale. Chains still lead here.
-  std::byte* at = writable_ + (b->entry - executable_);
-  const std::array<std::uint8_t, 2> opcode{0x41, 0xBA};
-  std::memcpy(at, opcode.data(), 2);
-  std::memcpy(at + 2, &b->entry, 4);
-  at[6] = std::byte{0xE9};
-  patch_jump(b->entry + 7, stale);
-  dropped_[b->entry] = static_cast<std::uint16_t>(b->pa.page_offset());
+// ---- code that changes --------------------------------------------------------------------------
+
+void CodeCache::retire(TranslatedBlock& block) noexcept {
+  unlist(block);
+  block.dropped = true;
+  lead_to_stale(block.entry);
 }
 
-std::size_t CodeCache::drop_in_page(TranslatedBlock*& first, PA pa, PA end,
-                                    std::uint64_t stale) noexcept {
+std::size_t CodeCache::drop_in_page(PPN ppn, PA pa, PA end) noexcept {
   std::size_t dropped = 0;
-  TranslatedBlock** link = &first;
-  while (TranslatedBlock* b = *link) {
-    const PA page = b->pa.page_base();
-    if (!(page + b->from < end && pa < page + b->to)) {
-      link = &b->page_next;
-      continue;
-    }
-    *link = b->page_next;
-    if (b->crosses) std::erase(crossing_[b->second], b);
-    retire(b, stale);
+  const PA page = address_of(ppn);
+  TranslatedBlock* next = nullptr;
+  for (TranslatedBlock* b = pages_[page_slot(ppn)]; b != nullptr; b = next) {
+    next = b->page_next;
+    if (page_of(b->pa) != ppn || !(page + b->from < end && pa < page + b->to)) continue;
+    retire(*b);
     ++dropped;
   }
   return dropped;
 }
 
 /// They are few: whatever was written to the page's beginning, all of them go.
-std::size_t CodeCache::drop_crossing_into(PPN ppn, std::uint64_t stale) noexcept {
-  const auto found = crossing_.find(ppn);
-  if (found == crossing_.end()) return 0;
-  const std::vector<TranslatedBlock*> blocks = std::move(found->second);
-  crossing_.erase(found);
-  for (TranslatedBlock* b : blocks) {
-    const auto page = pages_.find(page_of(b->pa));
-    TranslatedBlock** link = &page->second;
-    while (*link != b) link = &(*link)->page_next;
-    *link = b->page_next;
-    if (page->second == nullptr) pages_.erase(page);
-    retire(b, stale);
+std::size_t CodeCache::drop_crossing_into(PPN ppn) noexcept {
+  std::size_t dropped = 0;
+  Crossing* next = nullptr;
+  for (Crossing* c = crossings_[crossing_slot(ppn)]; c != nullptr; c = next) {
+    next = c->next;
+    if (c->block->second != ppn) continue;
+    retire(*c->block);
+    ++dropped;
   }
-  return blocks.size();
+  return dropped;
 }
 
-std::size_t CodeCache::drop(PA pa, std::uint64_t length, std::uint64_t stale) noexcept {
+std::size_t CodeCache::drop(PA pa, std::uint64_t length) noexcept {
   constexpr std::uint64_t kLongestTail = 14;
   std::size_t dropped = 0;
   const PA end = pa + length;
   for (PPN ppn = page_of(pa); address_of(ppn) < end; ppn = ppn + 1) {
-    if (pa < address_of(ppn) + kLongestTail) dropped += drop_crossing_into(ppn, stale);
-    const auto page = pages_.find(ppn);
-    if (page == pages_.end()) continue;
-    dropped += drop_in_page(page->second, pa, end, stale);
-    if (page->second == nullptr) pages_.erase(page);
+    if (pa < address_of(ppn) + kLongestTail) dropped += drop_crossing_into(ppn);
+    dropped += drop_in_page(ppn, pa, end);
   }
   if (dropped != 0) ++changes_;
   return dropped;
-}
-
-void CodeCache::redirect(std::uint32_t entry, std::uint64_t target) noexcept {
-  writable_[entry - executable_] = std::byte{0xE9};
-  patch_jump(entry + 1, target);
-}
-
-void CodeCache::flush() noexcept {
-  used_ = kept_;
-  ++changes_;
-  ++flushes_;
-  blocks_.clear();
-  buckets_.assign(kBuckets, nullptr);
-  pages_.clear();
-  crossing_.clear();
-  dropped_.clear();
-  sites_.clear();
-  faults_.clear();
-  steps_.clear();
-  step_bytes_ = 0;
-}
-
-std::uint64_t CodeCache::find_fault(std::uint64_t at) const noexcept {
-  const auto next = std::upper_bound(
-      faults_.begin(), faults_.end(), at,
-      [](std::uint64_t address, const FaultRange& r) { return address < r.begin; });
-  if (next == faults_.begin()) return 0;
-  const FaultRange& range = *(next - 1);
-  return at < range.end ? range.cold : 0;
-}
-
-interp::Block* CodeCache::add_steps(std::span<const interp::Uop> steps) {
-  const std::size_t size = sizeof(interp::Block) + steps.size_bytes();
-  steps_.push_back(std::make_unique<std::byte[]>(size));
-  step_bytes_ += size;
-  auto* block = new (steps_.back().get()) interp::Block{};
-  for (std::size_t i = 0; i < steps.size(); ++i) new (block->first() + i) interp::Uop{steps[i]};
-  block->steps = static_cast<std::uint16_t>(steps.size());
-  return block;
-}
-
-std::size_t CodeCache::bytes() const noexcept {
-  return used_ + faults_.size() * sizeof(FaultRange) + buckets_.size() * sizeof(void*) +
-         blocks_.size() * sizeof(TranslatedBlock) + (pages_.size() + dropped_.size()) * 64 +
-         sites_.size() * sizeof(Site) + step_bytes_;
 }
 
 }  // namespace strata::bt

@@ -5,47 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <memory>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
-#include "engines/interp/uop.hpp"
-#include "mmu/address.hpp"
+#include "engines/bt/code_unit.hpp"
 
 namespace strata::bt {
-
-/// A translated run of guest instructions; lies in one guest page.
-struct TranslatedBlock {
-  PA pa{};                  ///< of the first byte
-  std::uint32_t entry = 0;  ///< address of its host code
-  std::uint32_t chain = 0;  ///< where other code of its page may jump to
-  std::uint32_t key = 0;    ///< mode it was translated for
-  std::uint16_t bytes = 0;  ///< guest bytes covered
-  /// Page offsets it depends on: more than its bytes where flags were looked for behind them.
-  std::uint16_t from = 0, to = 0;
-  bool crosses = false;  ///< one instruction, that ends in `second`
-  PPN second{};
-  TranslatedBlock* hash_next = nullptr;
-  TranslatedBlock* page_next = nullptr;
-};
-
-/// A place in a block from which translated code calls the VMM.
-struct Site {
-  std::uint32_t resume = 0;       ///< host address to go on at
-  std::uint16_t page_offset = 0;  ///< of the guest instruction
-  std::uint16_t remaining = 0;    ///< instructions of the block not retired yet, this one included
-  bool write = false;             ///< kind and size of the memory access
-  std::uint16_t size = 0;
-  std::uint8_t refusals = 0;   ///< how often a window could not be made to allow it
-  bool aligned = false;        ///< it must be aligned to its size
-  std::uint16_t first_at = 0;  ///< a group's first access: distance from its span's beginning
-  std::uint8_t first_size = 0;
-  bool first_write = false;
-  bool branches = false;           ///< the steps end with a near branch
-  bool direct = false;             ///< nothing but the mode and the address space may change
-  interp::Block* steps = nullptr;  ///< for an instruction that the interpreter executes
-};
 
 /// A jump to another page that may be linked for one VA and context at a time: what is to be filled
 /// in, as distances from its beginning. Emitter::go_far() makes it.
@@ -64,31 +29,46 @@ struct FarLink {
   std::uint64_t miss = 0;  ///< what finds the way where the link is not for
 };
 
+/// Where code leads that is not linked.
+struct UnlinkedTargets {
+  std::uint64_t stale = 0;  ///< from blocks once they are dropped, with their entry in R10
+  std::uint64_t far = 0;    ///< from a FarJump
+};
+
 /// Used by one vCPU thread. The same pages are mapped twice, executable and writable, and never
 /// both at one address.
+///
+/// Its memory is divided into units that are filled one after the other, round and round: the unit
+/// whose turn it is goes as a whole, with everything known of its blocks, and nothing of the other
+/// units leads into it any more. What has been translated lately stays.
 class CodeCache {
  public:
-  /// No memory (size() 0) if the host refuses it, or has none left below 2 GiB.
-  explicit CodeCache(std::size_t bytes);
+  static constexpr std::size_t kMaxUnits = 8;
+
+  /// `budget` is for code and tables, all together. No memory (size() 0) if the host refuses it, or
+  /// has none left below 2 GiB, or if the budget does not even hold one unit.
+  explicit CodeCache(std::size_t budget);
   CodeCache(const CodeCache&) = delete;
   CodeCache& operator=(const CodeCache&) = delete;
   ~CodeCache();
 
+  /// Of the code.
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   /// Where the next code goes.
-  [[nodiscard]] std::uint64_t cursor() const noexcept { return executable_ + used_; }
-  [[nodiscard]] bool has_room(std::size_t code_bytes) const noexcept {
-    return used_ + code_bytes <= size_ && sites_.size() < kMaxSites;
-  }
-  /// Copies code to cursor().
-  void append(std::span<const std::uint8_t> code) noexcept;
-  /// Keeps everything appended so far through flush(): stubs.
-  void keep() noexcept { kept_ = used_; }
-  /// Makes the jump whose 32-bit distance lies at `field` go to `target`.
-  void patch_jump(std::uint64_t field, std::uint64_t target) noexcept;
+  [[nodiscard]] std::uint64_t cursor() const noexcept { return unit().next(); }
+  /// Makes sure that a block finds room at cursor(). Returns what had to go for it, which host code
+  /// outside of the cache must not jump to any more.
+  [[nodiscard]] CodeRange make_room() noexcept;
+  /// Copies code to cursor(). False: it is longer than any block may be.
+  [[nodiscard]] bool append(std::span<const std::uint8_t> code) noexcept;
+  /// Keeps everything appended so far for good: stubs, these among them.
+  void keep(const UnlinkedTargets& unlinked) noexcept;
 
-  /// Fills in a jump that begins at `at`.
-  void link_far(std::uint64_t at, const FarLink& link) noexcept;
+  /// Makes the jump whose 32-bit distance lies at `field`, and which leads behind itself until
+  /// then, go to `target`: as long as there is code.
+  void link(std::uint64_t field, std::uint64_t target);
+  /// Fills in a FarJump that begins at `at`: as long as there is code, or until the next time.
+  void link_far(std::uint64_t at, const FarLink& link);
 
   [[nodiscard]] const TranslatedBlock* find(PA pa, std::uint32_t key) const noexcept;
   /// The same for an instruction that goes on in `second`.
@@ -96,72 +76,90 @@ class CodeCache {
                                                      PPN second) const noexcept;
   const TranslatedBlock* insert(const TranslatedBlock& block);
   /// Drops the blocks that overlap the bytes: each one's first instructions become
-  /// "go to `stale` with the block's entry in R10". Returns how many.
-  std::size_t drop(PA pa, std::uint64_t length, std::uint64_t stale) noexcept;
+  /// "go to the stale stub with the block's entry in R10". Returns how many.
+  std::size_t drop(PA pa, std::uint64_t length) noexcept;
   /// Of a dropped block: where in its page it began.
-  [[nodiscard]] std::uint16_t dropped_offset(std::uint32_t entry) const {
-    return dropped_.at(entry);
+  [[nodiscard]] std::uint16_t dropped_offset(std::uint32_t entry) const noexcept {
+    return static_cast<std::uint16_t>(units_[unit_of(entry)].block_with(entry).pa.page_offset());
   }
-  /// A dropped block goes straight to `target` from now on.
-  void redirect(std::uint32_t entry, std::uint64_t target) noexcept;
-  [[nodiscard]] bool has_code(PPN ppn) const noexcept {
-    return pages_.contains(ppn) || crossing_.contains(ppn);
-  }
+  /// A dropped block goes straight to `target` from now on, as long as there is code.
+  void redirect(std::uint32_t entry, std::uint64_t target);
+  [[nodiscard]] bool has_code(PPN ppn) const noexcept;
+  /// Drops everything.
   void flush() noexcept;
-  /// Grows with every flush() and every drop() of something: code that was there may be gone.
+  /// Grows with everything that goes, by drop() too.
   [[nodiscard]] std::uint64_t changes() const noexcept { return changes_; }
-  [[nodiscard]] std::uint64_t flushes() const noexcept { return flushes_; }
+  /// Grows whenever code that was there may be gone for good, and other code be in its place.
+  [[nodiscard]] std::uint64_t evictions() const noexcept { return evictions_; }
 
   std::uint32_t add_site(const Site& site) {
-    sites_.push_back(site);
-    return static_cast<std::uint32_t>(sites_.size() - 1);
+    std::deque<Site>& sites = unit().sites;
+    sites.push_back(site);
+    return static_cast<std::uint32_t>(current_ << kSiteBits | (sites.size() - 1));
   }
-  [[nodiscard]] Site& site(std::uint32_t index) noexcept { return sites_[index]; }
-  /// Room for the steps of an instruction that stays with the interpreter; lives until flush().
-  [[nodiscard]] interp::Block* add_steps(std::span<const interp::Uop> steps);
+  [[nodiscard]] Site& site(std::uint32_t index) noexcept {
+    return units_[index >> kSiteBits].sites[index & ((1U << kSiteBits) - 1)];
+  }
+  /// Keeps the steps of an instruction that stays with the interpreter, for a Site.
+  [[nodiscard]] std::uint32_t add_steps(std::span<const interp::Uop> steps) {
+    return unit().add_steps(steps);
+  }
+  [[nodiscard]] interp::Block* steps(const Site& site) noexcept {
+    return units_[unit_of(site.resume)].steps(site.steps);
+  }
 
-  /// An access in host code at [begin, end) that may fault goes on at `cold` then. In the order of
-  /// addresses.
-  struct FaultRange {
-    std::uint32_t begin = 0, end = 0;
-    std::uint32_t cold = 0;
-  };
-  void add_fault(const FaultRange& range) { faults_.push_back(range); }
+  /// In the order of addresses.
+  void add_fault(const FaultRange& range) { unit().faults.push_back(range); }
   /// Where to go on after a fault at the host address; 0: no access that was announced. May be
   /// called by a signal handler of the thread that executes the code.
-  [[nodiscard]] std::uint64_t find_fault(std::uint64_t at) const noexcept;
+  [[nodiscard]] std::uint64_t find_fault(std::uint64_t at) const noexcept {
+    return at - executable_ < size_ ? units_[unit_of(at)].find_fault(at) : 0;
+  }
 
-  [[nodiscard]] std::size_t blocks() const noexcept { return blocks_.size(); }
-  [[nodiscard]] std::size_t used() const noexcept { return used_; }
-  /// Host memory in use.
+  /// Host memory in use; never more than the budget.
   [[nodiscard]] std::size_t bytes() const noexcept;
 
  private:
-  static constexpr std::size_t kMaxSites = 1U << 20;
-  [[nodiscard]] static std::size_t bucket(PA pa, std::uint32_t key) noexcept;
-  /// What is left of a block that is in no list any more.
-  void retire(TranslatedBlock* block, std::uint64_t stale) noexcept;
-  std::size_t drop_in_page(TranslatedBlock*& first, PA pa, PA end, std::uint64_t stale) noexcept;
-  std::size_t drop_crossing_into(PPN ppn, std::uint64_t stale) noexcept;
-  void unhash(const TranslatedBlock* block) noexcept;
+  static constexpr unsigned kSiteBits = 24;
+
+  [[nodiscard]] CodeUnit& unit() noexcept { return units_[current_]; }
+  [[nodiscard]] const CodeUnit& unit() const noexcept { return units_[current_]; }
+  [[nodiscard]] std::size_t unit_of(std::uint64_t at) const noexcept {
+    return static_cast<std::size_t>(at - executable_) / unit_bytes_;
+  }
+  [[nodiscard]] bool map(std::size_t bytes) noexcept;
+  [[nodiscard]] std::byte* writable(std::uint64_t at) noexcept {
+    return writable_ + (at - executable_);
+  }
+  [[nodiscard]] std::size_t bucket(PA pa, std::uint32_t key) const noexcept;
+  [[nodiscard]] std::size_t page_slot(PPN ppn) const noexcept;
+  [[nodiscard]] std::size_t crossing_slot(PPN second) const noexcept;
+  void patch_jump(std::uint64_t field, std::uint64_t target) noexcept;
+  void lead_to_stale(std::uint32_t entry) noexcept;
+  /// Notes that code at `at` leads to `target`. False: it may not.
+  [[nodiscard]] bool note_link(std::uint64_t at, std::uint64_t target, LinkKind kind);
+  void fill_in(std::uint64_t at, const FarLink& link) noexcept;
+  void undo(const Link& link) noexcept;
+  void evict(std::size_t which) noexcept;
+  /// Nobody finds the block any more.
+  void unlist(const TranslatedBlock& block) noexcept;
+  /// ... and whoever jumps to it is sent on.
+  void retire(TranslatedBlock& block) noexcept;
+  std::size_t drop_in_page(PPN ppn, PA pa, PA end) noexcept;
+  std::size_t drop_crossing_into(PPN ppn) noexcept;
 
   std::size_t size_ = 0;
-  std::size_t used_ = 0;
-  std::size_t kept_ = 0;
+  std::size_t unit_bytes_ = 0;
   std::uint64_t executable_ = 0;
   std::byte* writable_ = nullptr;
+  UnlinkedTargets unlinked_;
   std::uint64_t changes_ = 0;
-  std::uint64_t flushes_ = 0;
-  std::deque<TranslatedBlock> blocks_;
-  std::vector<TranslatedBlock*> buckets_;
-  std::unordered_map<PPN, TranslatedBlock*> pages_;
-  /// Blocks whose second page is the key.
-  std::unordered_map<PPN, std::vector<TranslatedBlock*>> crossing_;
-  std::unordered_map<std::uint32_t, std::uint16_t> dropped_;
-  std::vector<Site> sites_;
-  std::vector<FaultRange> faults_;  ///< sorted
-  std::vector<std::unique_ptr<std::byte[]>> steps_;
-  std::size_t step_bytes_ = 0;
+  std::uint64_t evictions_ = 0;
+  std::deque<CodeUnit> units_;
+  std::size_t current_ = 0;
+  std::vector<TranslatedBlock*> buckets_;  ///< lists by address and key
+  std::vector<TranslatedBlock*> pages_;    ///< lists by page
+  std::vector<Crossing*> crossings_;       ///< lists by second page
 };
 
 }  // namespace strata::bt

@@ -221,15 +221,15 @@ void Emitter::steps(const Insn& i) {
   for (interp::Uop& u : uops) {
     if (u.offset == result.bytes && u.length == 0) u.fn = &Resume::run;
   }
-  interp::Block* block = c_.cache->add_steps(uops);
+  const std::uint32_t site = add_site(i);
+  call_stub(c_.stubs->steps, site);
+  Site& s = c_.cache->site(site);
+  s.steps = c_.cache->add_steps(uops);
+  interp::Block* block = c_.cache->steps(s);
   block->pa = PA{va};
   block->bytes = static_cast<std::uint16_t>(result.bytes);
   block->instructions = 1;
   block->mode_key = static_cast<std::uint8_t>(mode.key());
-  const std::uint32_t site = add_site(i);
-  call_stub(c_.stubs->steps, site);
-  Site& s = c_.cache->site(site);
-  s.steps = block;
   s.branches = i.opcode.cls == isa::OpcodeClass::branch;
   s.direct = goes_on_directly(i);
   s.resume = static_cast<std::uint32_t>(a_.here());

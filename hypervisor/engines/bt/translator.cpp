@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -21,8 +22,6 @@ using interp::Leave;
 
 namespace {
 
-/// Room that a block may need at most, with all its cold code.
-constexpr std::size_t kBlockRoom = 16U << 10;
 /// Beside a TlbMode in contexts. That counts too: instructions that a window is not for check their
 /// accesses against the TLB of the mode that they were translated for.
 constexpr std::uint64_t kWindowedMode = 4;
@@ -92,8 +91,8 @@ void Translator::LowMemoryDelete::operator()(NativeState* p) const noexcept {
   interp::free_low(p, sizeof(NativeState));
 }
 
-Translator::Translator(Core& core, std::size_t code_bytes)
-    : core_{core}, state_{make_state()}, cache_{code_bytes} {
+Translator::Translator(Core& core, std::size_t code_budget)
+    : core_{core}, state_{make_state()}, cache_{code_budget} {
   if (!usable()) return;
   Assembler a{cache_.cursor()};
   const StubTargets targets{.look_up = &Calls::look_up,
@@ -111,8 +110,8 @@ Translator::Translator(Core& core, std::size_t code_bytes)
                             .simd = &Calls::simd,
                             .x87 = &Calls::x87};
   stubs_ = emit_stubs(a, core, *state_, targets, this, host_has_avx());
-  cache_.append(a.bytes());
-  cache_.keep();
+  if (!cache_.append(a.bytes())) std::abort();  // less than the smallest unit
+  cache_.keep({.stale = stubs_.stale, .far = stubs_.link_far});
   if (core.env.windows != interp::WindowUse::never && host_has_bmi2() &&
       CatchHostFaults::install()) {
     windows_ = std::make_unique<Windows>(state_->slices, core.env.windows);
@@ -354,10 +353,12 @@ const TranslatedBlock* Translator::crossing_block_at(std::uint64_t va, PA pa, Co
 }
 
 void Translator::make_room() {
-  if (cache_.has_room(kBlockRoom)) return;
-  flush();
-  core_.fetched_.flush_all();
-  ++core_.generation_;
+  const CodeRange gone = cache_.make_room();
+  if (gone.empty()) return;
+  for (JumpEntry& e : state_->jumps) {
+    if (gone.contains(e.code)) e = {};
+  }
+  ++stats_.evictions;
 }
 
 const TranslatedBlock* Translator::translate(const CodeView& code, TranslatedBlock block) {
@@ -368,12 +369,11 @@ const TranslatedBlock* Translator::translate(const CodeView& code, TranslatedBlo
   block.chain = static_cast<std::uint32_t>(a.here());
   if (block.crosses) emitter.emit_detour();
   block.entry = static_cast<std::uint32_t>(a.here());
-  if (region_.count == 0 || !emitter.emit()) {
+  if (region_.count == 0 || !emitter.emit() || !cache_.append(a.bytes())) {
     interpret_next_ = true;
     core_.leave(Leave::look_up);
     return nullptr;
   }
-  cache_.append(a.bytes());
   ++stats_.blocks;
   return cache_.insert(block);
 }
@@ -392,11 +392,11 @@ std::uint64_t Translator::go_on(std::uint64_t va) {
 }
 
 std::uint64_t Translator::link(std::uint64_t offset, std::uint64_t field) {
-  const std::uint64_t flushes = cache_.flushes();
+  const std::uint64_t evictions = cache_.evictions();
   const std::uint64_t va = in_page(offset);
   const std::uint64_t code = go_on(va);
-  if (code != stubs_.leave && flushes == cache_.flushes()) {
-    cache_.patch_jump(field, jump_entry(va).chain);
+  if (code != stubs_.leave && evictions == cache_.evictions()) {
+    cache_.link(field, jump_entry(va).chain);
   }
   return code;
 }
@@ -404,10 +404,10 @@ std::uint64_t Translator::link(std::uint64_t offset, std::uint64_t field) {
 /// A jump to another page goes there directly as long as it comes from the same VA in the same
 /// context.
 std::uint64_t Translator::link_far(std::uint64_t va, std::uint64_t at) {
-  const std::uint64_t flushes = cache_.flushes();
+  const std::uint64_t evictions = cache_.evictions();
   const std::uint64_t page = state_->page_va;
   const std::uint64_t code = go_on(va);
-  if (code != stubs_.leave && flushes == cache_.flushes()) {
+  if (code != stubs_.leave && evictions == cache_.evictions()) {
     cache_.link_far(at,
                     {.page_va = page, .context = context(), .target = code, .miss = stubs_.far});
   }
@@ -419,10 +419,10 @@ std::uint64_t Translator::link_far(std::uint64_t va, std::uint64_t at) {
 std::uint64_t Translator::stale(std::uint32_t entry) {
   const std::uint64_t va = in_page(cache_.dropped_offset(entry));
   // What is known of the VA may be this block, or an older one that leads here.
-  jump_entry(va).va = ~0ULL;
-  const std::uint64_t flushes = cache_.flushes();
+  jump_entry(va) = {};
+  const std::uint64_t evictions = cache_.evictions();
   const std::uint64_t code = go_on(va);
-  if (code != stubs_.leave && flushes == cache_.flushes()) {
+  if (code != stubs_.leave && evictions == cache_.evictions()) {
     cache_.redirect(entry, jump_entry(va).chain);
   }
   return code;
@@ -465,13 +465,13 @@ std::uint64_t Translator::memory(std::uint64_t va, Site site) {
 
 /// Finds code for an indirect branch's target before the branch is taken.
 std::uint64_t Translator::jump(std::uint64_t va, Site site) {
-  const std::uint64_t flushes = cache_.flushes();
+  const std::uint64_t evictions = cache_.evictions();
   const std::uint64_t places = core_.places();
   // Where a stop is due behind the branch its target is not to be fetched yet.
   const bool possible =
       core_.budget != 0 && core_.attention_flags.load() == 0 && core_.canonical(va);
-  if (possible && code_for(va) != 0 && flushes == cache_.flushes() && places == core_.places() &&
-      core_.attention_flags.load() == 0) {
+  if (possible && code_for(va) != 0 && evictions == cache_.evictions() &&
+      places == core_.places() && core_.attention_flags.load() == 0) {
     state_->context.store(context());
     return site.resume;
   }
@@ -610,7 +610,7 @@ void Translator::interpret_steps(const Site& site) {
   constexpr std::uint64_t kSample = 64;
   const bool sample = stats_.interpreted % kSample == 0;
   const std::uint64_t start = sample ? __rdtsc() : 0;
-  const interp::Uop* u = core_.enter(site.steps, core_.rip);
+  const interp::Uop* u = core_.enter(cache_.steps(site), core_.rip);
   while (u != nullptr) u = u->fn(core_, u);
   if (sample) stats_.interpreted_cycles += (__rdtsc() - start) * kSample;
 }
@@ -714,7 +714,7 @@ std::uint64_t Translator::load_x87(const Site& site) {
 // ---- code that goes -----------------------------------------------------------------------------
 
 std::size_t Translator::drop(PA pa, std::uint64_t length) noexcept {
-  return cache_.drop(pa, length, stubs_.stale);
+  return cache_.drop(pa, length);
 }
 
 void Translator::flush() noexcept {
@@ -731,6 +731,7 @@ std::size_t Translator::bytes() const noexcept {
 void Translator::add_to(engine::VcpuStats& stats) const noexcept {
   stats.blocks_translated = stats_.blocks;
   stats.code_flushes = stats_.flushes;
+  stats.code_evictions = stats_.evictions;
   stats.interpreted = stats_.interpreted;
   stats.translated_cycles = stats_.cycles;
   stats.window_cycles = stats_.window_cycles;

@@ -20,6 +20,7 @@ namespace strata::bt {
 struct TranslatorStats {
   std::uint64_t blocks = 0;       ///< translated
   std::uint64_t flushes = 0;      ///< of the whole code cache
+  std::uint64_t evictions = 0;    ///< of its units
   std::uint64_t interpreted = 0;  ///< instructions that went to the interpreter
   // TSC counts: in run(), in it with a window, and in the interpreter's steps (from samples).
   std::uint64_t cycles = 0;
@@ -31,7 +32,7 @@ class Translator final : public interp::Accelerator {
  public:
   /// `core` outlives it and lies in low memory. No code cache (usable() false) if the host refuses
   /// executable memory below 2 GiB.
-  Translator(interp::Core& core, std::size_t code_bytes);
+  Translator(interp::Core& core, std::size_t code_budget);
   ~Translator() override;
 
   [[nodiscard]] bool usable() const noexcept { return cache_.size() != 0; }

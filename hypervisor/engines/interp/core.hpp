@@ -60,7 +60,7 @@ struct CoreEnvironment {
   /// The Cores of the same VM; null: this one is alone.
   VcpuGroup* group = nullptr;
   std::size_t block_cache_bytes = 8U << 20;
-  std::size_t code_cache_bytes = 8U << 20;  ///< of a translator, if there is one
+  std::size_t code_cache_bytes = 8U << 20;  ///< of a translator: code, and what is known of it
   WindowUse windows = WindowUse::automatic;
   /// A translator must leave everything at every block's end as the interpreter would: arithmetic
   /// flags that no code can read, and FIP, FDP and FOP of the x87 too. For states that are

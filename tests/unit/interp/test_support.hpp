@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <initializer_list>
@@ -121,10 +122,15 @@ class FakeTsc final : public engine::TscSource {
   std::uint64_t now = 1000;
 };
 
-/// The suite runs twice: on the interpreter, and on it with the translator plugged in.
+/// The suite runs on the interpreter, and on it with the translator plugged in: with as much room
+/// for code as ever, and with little.
 inline std::unique_ptr<Core> make_test_core(const CoreEnvironment& e) {
 #ifdef STRATA_TEST_TRANSLATOR
-  return bt::make_core(e);
+  CoreEnvironment environment = e;
+  if (const char* bytes = std::getenv("STRATA_TEST_CODE_CACHE"); bytes != nullptr) {
+    environment.code_cache_bytes = std::strtoull(bytes, nullptr, 10);
+  }
+  return bt::make_core(environment);
 #else
   return std::make_unique<Core>(e);
 #endif
@@ -138,7 +144,8 @@ class Machine {
   static constexpr std::uint64_t kData = 0x100000;
   static constexpr std::uint64_t kStack = 0x80000;
 
-  explicit Machine(std::size_t bytes = 4U << 20, std::string_view model_name = "default")
+  explicit Machine(std::size_t bytes = 4U << 20, std::string_view model_name = "default",
+                   std::size_t code_cache_bytes = 8U << 20)
       : mmu{bytes}, model{*cpu::CpuModel::by_name(model_name)} {
     CoreEnvironment e;
     e.mmu = &mmu;
@@ -148,6 +155,7 @@ class Machine {
     e.tsc = &tsc;
     e.model = &model;
     e.block_cache_bytes = 1U << 20;
+    e.code_cache_bytes = code_cache_bytes;
     core = make_test_core(e);
     core->set_state(long_mode_state());
   }
