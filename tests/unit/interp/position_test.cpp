@@ -33,6 +33,7 @@ class PositionTest : public ::testing::Test {
     CoreEnvironment e = m_.core->env;
     m_.core.reset();
     e.random = &random_;
+    e.exact_state = true;  // states at positions are compared
     m_.core = make_test_core(e);
     random_.core = m_.core.get();
     s_.gpr[cpu::RBX] = Machine::kData;
