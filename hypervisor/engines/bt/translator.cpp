@@ -142,22 +142,6 @@ void Translator::count_cycles() noexcept {
   counted_at_ = now;
 }
 
-void Translator::choose_window() {
-  count_cycles();
-  windowed_ = false;
-  if (!windows_) return;
-  const std::uint64_t now = core_.instructions();
-  const std::uint64_t executed = now > accounted_ ? now - accounted_ : 0;
-  accounted_ = now;
-  const bool every = core_.env.windows == interp::WindowUse::always;
-  // The kernel changes address spaces and tables too often for windows to pay.
-  if (core_.decode_mode.bits != 64 || core_.breakpoints.data || (core_.cpl != 3 && !every)) {
-    return windows_->enter_none(executed);
-  }
-  const SpaceKey key{.pcid = core_.arch_pcid(), .mode = core_.data_mode};
-  windowed_ = windows_->enter(key, core_.pcid, executed, core_.tlb_);
-}
-
 /// The TlbMode that the running code uses, and whether it goes through a window.
 std::uint64_t Translator::code_mode() const noexcept {
   return core_.data_mode | (windowed_ ? kWindowedMode : 0);
@@ -177,9 +161,10 @@ std::uint64_t Translator::context() const noexcept {
 void Translator::refresh() noexcept {
   state_->context.store(context());
   state_->pcid = core_.pcid;
-  state_->jump_salt = ((core_.arch_pcid() << 1 | (core_.cpl == 3 ? 1U : 0U)) * 0x61U +
-                       static_cast<std::uint32_t>(code_mode() << 10))
-                      << kJumpSaltShift;
+  state_->jump_salt =
+      ((std::uint32_t{core_.arch_pcid()} << 1 | (core_.cpl == 3 ? 1U : 0U)) * 0x61U +
+       static_cast<std::uint32_t>(code_mode() << 10))
+      << kJumpSaltShift;
   if (core_.long_mode()) return;
   for (unsigned n = 0; n < 2; ++n) {
     const cpu::Segment& s = core_.arch.segment[cpu::FS + n];
@@ -443,15 +428,10 @@ void Translator::rewind(const Site& site) noexcept {
 std::uint64_t Translator::memory(std::uint64_t va, Site site) {
   using Refill = Core::Refill;
   if (site.aligned && (va & (site.size - 1U)) != 0) return interpret(site);
-  const std::uint64_t changes = cache_.changes();
-  const std::uint64_t places = core_.places();
-  const std::uint64_t generation = core_.generation_;
+  const Stamp before = stamp();
   switch (core_.refill(va, site.size, site.write)) {
     case Refill::filled:
-      if (changes == cache_.changes() && places == core_.places() &&
-          generation == core_.generation_) {
-        return site.resume;
-      }
+      if (before == stamp()) return site.resume;
       rewind(site);
       return go_on(core_.rip);
     case Refill::refused:
@@ -519,92 +499,6 @@ bool Translator::may_go_on() {
   return true;
 }
 
-// ---- windows ------------------------------------------------------------------------------------
-
-std::uint64_t Translator::window(std::uint64_t va, std::uint32_t index) {
-  const Site site = cache_.site(index);
-  if (!windows_->active() || (site.aligned && (va & (site.size - 1U)) != 0)) return refuse(index);
-  const std::uint64_t changes = cache_.changes();
-  const std::uint64_t places = core_.places();
-  const std::uint64_t generation = core_.generation_;
-  const auto unchanged = [&] {
-    return changes == cache_.changes() && places == core_.places() &&
-           generation == core_.generation_;
-  };
-  bool filled = false;
-  const std::uint64_t pages = ((va & kPageMask) + site.size - 1) / kPageSize + 1;
-  VA page{va};
-  for (std::uint64_t n = 0; n < pages; ++n, page = page.page_base() + kPageSize) {
-    if (windows_->allows(page, site.write)) continue;
-    const auto refill = core_.refill(page.value(), 1, site.write);
-    if (refill == Core::Refill::interpret) return refuse(index);
-    if (refill == Core::Refill::refused) {
-      rewind(site);
-      return leave(core_.recorded_);
-    }
-    VA first = page;
-    const Extent extent = around(first);
-    if (!unchanged()) break;
-    if (!windows_->fill(first, extent)) return refuse(index);
-    filled = true;
-  }
-  if (!unchanged()) {
-    rewind(site);
-    return go_on(core_.rip);
-  }
-  return filled ? site.resume : refuse(index);
-}
-
-Extent Translator::around(VA& va) {
-  constexpr std::uint64_t kMostBytes = 2U << 20;
-  va = va.page_base();
-  Extent e = extent_of(core_.tlb_.slot(core_.data_mode, va, core_.pcid), va);
-  if (e.page_shift == kPageShift) return e;
-  const std::uint64_t bytes = std::min(std::uint64_t{1} << e.page_shift, kMostBytes);
-  const VA begin{va.value() & ~(bytes - 1)};
-  Extent other;
-  for (VA next = va + kPageSize; next < begin + bytes; next = next + kPageSize) {
-    if (!neighbour(next, other) || !continues(e, va, other, next)) break;
-    ++e.pages;
-  }
-  while (begin < va) {
-    const VA next{va.value() - kPageSize};
-    if (!neighbour(next, other) || !continues(other, next, e, va)) break;
-    e.first = other.first;
-    e.host = other.host;
-    ++e.pages;
-    va = next;
-  }
-  return e;
-}
-
-bool Translator::neighbour(VA va, Extent& extent) {
-  if (core_.refill(va.value(), 1, false) != Core::Refill::filled) {
-    core_.exception.valid = false;  // nobody has asked for this page
-    return false;
-  }
-  extent = extent_of(core_.tlb_.slot(core_.data_mode, va, core_.pcid), va);
-  return true;
-}
-
-std::uint64_t Translator::refuse(std::uint32_t index) {
-  constexpr std::uint8_t kMostRefusals = 8;
-  constexpr std::size_t kMostPages = 1024;
-  Site& site = cache_.site(index);
-  const Site copy = site;
-  if (++site.refusals >= kMostRefusals) {
-    const VA at{in_page(site.page_offset)};
-    const interp::FetchEntry& e = core_.tlb_.fetch_slot(core_.cpl == 3, at);
-    if (e.tag == interp::Tlb::tag(at, core_.pcid)) {
-      if (refused_.size() >= kMostPages) refused_.clear();
-      const PA pa{(e.pa_and_flags & ~kPageMask) | at.page_offset()};
-      refused_[page_of(pa)].insert(copy.page_offset);
-      drop(pa, 1);
-    }
-  }
-  return interpret(copy);
-}
-
 void Translator::interpret_steps(const Site& site) {
   // Reading the clock costs as much as a short step.
   constexpr std::uint64_t kSample = 64;
@@ -618,9 +512,7 @@ void Translator::interpret_steps(const Site& site) {
 std::uint64_t Translator::steps(const Site& site) {
   unload();
   ++stats_.interpreted;
-  const std::uint64_t changes = cache_.changes();
-  const std::uint64_t places = core_.places();
-  const std::uint64_t generation = core_.generation_;
+  const Stamp before = stamp();
   rewind(site);
   core_.begin_instruction();
   core_.recorded_ = Leave::look_up;
@@ -638,77 +530,12 @@ std::uint64_t Translator::steps(const Site& site) {
     refresh();
   }
   const std::int64_t left = site.remaining - 1;
-  if (core_.attention_flags.load() == 0 && changes == cache_.changes() &&
-      places == core_.places() && generation == core_.generation_ && core_.debug_hits == 0 &&
+  if (core_.attention_flags.load() == 0 && before == stamp() && core_.debug_hits == 0 &&
       core_.budget >= left) {
     core_.budget -= left;
     return site.resume;
   }
   return leave(Leave::look_up);
-}
-
-// ---- vector and x87 state -----------------------------------------------------------------------
-
-namespace {
-
-constexpr std::uint32_t kMxcsrMasks = 0x1F80;
-constexpr std::uint16_t kFcwMasks = 0x3F;
-/// Control and status, tags and registers of an FXSAVE image; between them lie FOP, FIP and FDP,
-/// which would tell of the code cache (SDM 1 table 10-2).
-constexpr std::size_t kHeadBytes = 6, kRegistersAt = 32, kRegistersEnd = 160, kMxcsrAt = 24;
-
-struct alignas(16) FxImage {
-  std::array<std::byte, 512> bytes{};
-};
-
-}  // namespace
-
-void Translator::unload() noexcept {
-  state_->simd_live = kSimdInMemory;  // the stub has saved them
-  if (state_->x87_live == 0) return;
-  state_->x87_live = 0;
-  FxImage image;
-  asm volatile("fxsave64 %0\n\tfninit" : "=m"(image));
-  auto& legacy = core_.arch.vector.legacy;
-  std::copy_n(image.bytes.begin(), kHeadBytes, legacy.begin());
-  std::copy(image.bytes.begin() + kRegistersAt, image.bytes.begin() + kRegistersEnd,
-            legacy.begin() + kRegistersAt);
-}
-
-std::uint64_t Translator::load_simd(const Site& site, std::uint64_t level) {
-  const cpu::VcpuState& s = core_.arch;
-  constexpr std::uint64_t kSseAndAvx = 6;
-  // SDM 3A 2.5, 13.1; SDM 2A 2.4: whoever would be refused is left to the interpreter, which knows
-  // how, and so is who wants to hear of exceptions.
-  const bool sse = (s.cr0 & (cpu::cr0::EM | cpu::cr0::TS)) == 0 &&
-                   (s.cr4 & cpu::cr4::OSFXSR) != 0 && (s.vector.mxcsr & kMxcsrMasks) == kMxcsrMasks;
-  const bool avx =
-      sse && (s.cr4 & cpu::cr4::OSXSAVE) != 0 && (s.vector.xcr0 & kSseAndAvx) == kSseAndAvx;
-  const SimdLevel allowed = avx ? kSimdAvx : sse ? kSimdSse : kSimdInMemory;
-  if (allowed < level) return interpret(site);
-  state_->simd_live = allowed;
-  return site.resume;
-}
-
-std::uint64_t Translator::load_x87(const Site& site) {
-  const cpu::VcpuState& s = core_.arch;
-  FxImage image;
-  std::copy_n(s.vector.legacy.begin(), kHeadBytes, image.bytes.begin());
-  std::copy(s.vector.legacy.begin() + kRegistersAt, s.vector.legacy.begin() + kRegistersEnd,
-            image.bytes.begin() + kRegistersAt);
-  std::memcpy(image.bytes.data() + kMxcsrAt, &state_->host_mxcsr, sizeof state_->host_mxcsr);
-  std::uint16_t fcw = 0;
-  std::memcpy(&fcw, image.bytes.data(), sizeof fcw);
-  if ((s.cr0 & (cpu::cr0::EM | cpu::cr0::TS)) != 0 || (fcw & kFcwMasks) != kFcwMasks) {
-    return interpret(site);
-  }
-  asm volatile("fxrstor64 %0"
-               :
-               : "m"(image)
-               : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
-                 "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
-  state_->x87_live = 1;
-  return site.resume;
 }
 
 // ---- code that goes -----------------------------------------------------------------------------

@@ -50,6 +50,15 @@ class Translator final : public interp::Accelerator {
  private:
   struct Calls;  ///< the functions that stubs call
 
+  /// What was found of code, memory and translations is as it was while this is.
+  struct Stamp {
+    std::uint64_t changes = 0, places = 0, generation = 0;
+    friend bool operator==(const Stamp&, const Stamp&) = default;
+  };
+  [[nodiscard]] Stamp stamp() const noexcept {
+    return {cache_.changes(), core_.places(), core_.generation_};
+  }
+
   [[nodiscard]] bool mode_is_native() const noexcept;
   /// Adds the time since the last call to what executed.
   void count_cycles() noexcept;
