@@ -119,12 +119,14 @@ struct VcpuStats {
   std::uint64_t interpreted_cycles = 0;
   std::uint64_t window_cycles = 0;
   // Windows of a translating engine in the host's MMU: address spaces that got and lost one,
-  // extents mapped and with how many pages, whole windows flushed, instructions with one.
+  // extents mapped and with how many pages, whole windows flushed, pages looked at again for that,
+  // instructions with one.
   std::uint64_t window_promotions = 0;
   std::uint64_t window_demotions = 0;
   std::uint64_t window_fills = 0;
   std::uint64_t window_pages = 0;
   std::uint64_t window_flushes = 0;
+  std::uint64_t window_checks = 0;
   std::uint64_t window_instructions = 0;
 };
 

@@ -59,6 +59,7 @@ json vcpu_json(const engine::VcpuStats& s) {
           {"window_fills", s.window_fills},
           {"window_pages", s.window_pages},
           {"window_flushes", s.window_flushes},
+          {"window_checks", s.window_checks},
           {"window_instructions", s.window_instructions}};
 }
 
@@ -85,6 +86,7 @@ void add(engine::VcpuStats& sum, const engine::VcpuStats& s) {
   sum.window_fills += s.window_fills;
   sum.window_pages += s.window_pages;
   sum.window_flushes += s.window_flushes;
+  sum.window_checks += s.window_checks;
   sum.window_instructions += s.window_instructions;
 }
 

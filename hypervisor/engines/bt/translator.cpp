@@ -570,6 +570,7 @@ void Translator::add_to(engine::VcpuStats& stats) const noexcept {
   stats.window_fills = w.fills;
   stats.window_pages = w.filled_pages;
   stats.window_flushes = w.flushes;
+  stats.window_checks = w.checked_pages;
   stats.window_instructions = w.instructions;
 }
 

@@ -66,6 +66,7 @@ class Translator final : public interp::Accelerator {
   void interpret_steps(const Site& site);
   /// What executes next goes through a window, or not.
   void choose_window();
+  void revalidate();
   [[nodiscard]] std::uint64_t code_mode() const noexcept;
   [[nodiscard]] std::uint32_t mode_key() const noexcept;
   [[nodiscard]] std::uint64_t context() const noexcept;
@@ -129,7 +130,7 @@ class Translator final : public interp::Accelerator {
   std::unique_ptr<Windows> windows_;  ///< null: none are wanted, or the host can not
   bool windowed_ = false;             ///< what executes goes through a window
   std::uint64_t counted_at_ = 0;      ///< TSC of the last count_cycles()
-  std::uint64_t accounted_ = 0;       ///< instructions that windows_ has heard of
+  Executed accounted_{};              ///< what windows_ has heard of
   /// Instructions that windows are not for, by page: offsets in it.
   std::unordered_map<PPN, std::set<std::uint16_t>> refused_;
   TranslatorStats stats_;

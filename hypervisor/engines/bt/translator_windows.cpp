@@ -11,8 +11,13 @@ void Translator::choose_window() {
   count_cycles();
   windowed_ = false;
   if (!windows_) return;
-  const std::uint64_t now = core_.instructions();
-  const std::uint64_t executed = now > accounted_ ? now - accounted_ : 0;
+  const auto& counters = core_.counters;
+  const Executed now{core_.instructions(), counters.tlb_misses, counters.page_faults};
+  Executed executed{};
+  if (now.instructions > accounted_.instructions) {
+    executed = {now.instructions - accounted_.instructions, now.misses - accounted_.misses,
+                now.faults - accounted_.faults};
+  }
   accounted_ = now;
   const bool every = core_.env.windows == interp::WindowUse::always;
   // The kernel changes address spaces and tables too often for windows to pay.
@@ -21,13 +26,27 @@ void Translator::choose_window() {
   }
   const SpaceKey key{.pcid = core_.arch_pcid(), .mode = core_.data_mode};
   windowed_ = windows_->enter(key, core_.pcid, executed, core_.tlb_);
+  if (windows_->stale()) revalidate();
+}
+
+/// Whether the guest's tables still say what the window does. To fill the TLB is what a processor
+/// may do at any time, accessed bits included (SDM 3A 4.10.2.3); but nobody else does, so that
+/// states that are compared have none of it. What is not to be had raises no exception.
+void Translator::revalidate() {
+  windows_->revalidate([this](VA va, const Extent& known) {
+    Extent now;
+    return !core_.env.exact_state && neighbour(va, now) && now.host == known.host &&
+           now.first == known.first && now.write == known.write &&
+           now.page_shift == known.page_shift;
+  });
 }
 
 std::uint64_t Translator::window(std::uint64_t va, std::uint32_t index) {
   const Site site = cache_.site(index);
+  bool filled = windows_->stale();
+  if (filled) revalidate();
   if (!windows_->active() || (site.aligned && (va & (site.size - 1U)) != 0)) return refuse(index);
   const Stamp before = stamp();
-  bool filled = false;
   const std::uint64_t pages = ((va & kPageMask) + site.size - 1) / kPageSize + 1;
   VA page{va};
   for (std::uint64_t n = 0; n < pages; ++n, page = page.page_base() + kPageSize) {

@@ -127,6 +127,26 @@ void Window::unmap_writable(PPN ppn) {
   for (const VA va : hit) unmap(va, 1);
 }
 
+std::uint64_t Window::keep_if(const std::function<bool(VA, const Extent&)>& holds) {
+  // Asking may make this lose more: what is asked about is as of now.
+  const std::vector<std::pair<std::uint64_t, Extent>> known{extents_.begin(), extents_.end()};
+  std::vector<std::pair<VA, std::uint64_t>> gone;
+  for (const auto& [vpn, e] : known) {
+    for (std::uint64_t n = 0; n < e.pages; ++n) {
+      const VA va{(vpn + n) << kPageShift};
+      if (holds(va, part(e, n, 1))) continue;
+      if (!gone.empty() && gone.back().first + gone.back().second * kPageSize == va &&
+          slice_of(gone.back().first.value()) == slice_of(va.value())) {
+        ++gone.back().second;
+      } else {
+        gone.emplace_back(va, 1);
+      }
+    }
+  }
+  for (const auto& [va, pages] : gone) unmap(va, pages);
+  return gone.size();
+}
+
 void Window::clear() {
   extents_.clear();
   pages_ = 0;

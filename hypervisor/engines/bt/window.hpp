@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <tuple>
 #include <vector>
@@ -63,6 +64,9 @@ class Window {
       if (f(extent)) unmap(VA{vpn << kPageShift}, extent.pages);
     }
   }
+  /// Loses every page, seen as an extent of one, for which holds(VA, Extent) is false. How many
+  /// ranges the host unmapped.
+  std::uint64_t keep_if(const std::function<bool(VA, const Extent&)>& holds);
   void clear();
   /// Gives the slices back.
   void release();

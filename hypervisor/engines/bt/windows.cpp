@@ -6,17 +6,21 @@ namespace strata::bt {
 
 namespace {
 
-// Costs in guest instructions: what the soft TLB's checks cost on as many of them. Measured by
-// bench/window (docs/binary-translation.md).
-constexpr std::int64_t kFillCost = 20'000;   ///< a fault, the walk, three host calls
-constexpr std::int64_t kFillPageCost = 400;  ///< each further page of an extent
-constexpr std::int64_t kFlushCost = 10'000;
-constexpr std::int64_t kFlushExtentCost = 4'000;
-/// What an address space executes before it gets a window, at first.
-constexpr std::int64_t kPromotion = 1'500'000;
-constexpr std::int64_t kLongestPromotion = kPromotion << 7;
+// Costs in guest instructions: on as many a window saves what it costs, at about 0.3 cycles each
+// (docs/binary-translation.md has the measurements).
+constexpr std::int64_t kFillCost = 100'000;  ///< a host fault and the calls that map a range
+constexpr std::int64_t kUnmapCost = 40'000;  ///< the call that unmaps one
+constexpr std::int64_t kPageCost = 1'000;    ///< a page looked up in the guest's tables
+/// What a window saves besides: a miss of the soft TLB.
+constexpr std::int64_t kMissCost = 2'000;
+/// Misses are expected to come as often as on the last so many instructions without a window.
+constexpr std::uint64_t kRemembered = 16'000'000;
+/// What an address space executes before it gets a window, at first, and on top of what the window
+/// costs to begin with.
+constexpr std::int64_t kPromotion = 5'000'000;
+constexpr std::int64_t kLongestPromotion = kPromotion << 6;
 /// More than this is not saved up for bad times.
-constexpr std::int64_t kMostCredit = 30'000'000;
+constexpr std::int64_t kMostCredit = 100'000'000;
 /// Host mappings of one vCPU; Linux gives a process 65,530 of them.
 constexpr std::size_t kMostExtents = 12'000;
 constexpr std::size_t kMostSpaces = 64;
@@ -46,8 +50,11 @@ struct Windows::Space {
   Window window;
   std::uint16_t asid = kNoAsid;  ///< of the TLB entries that the window stands for
   bool promoted = false;
-  std::int64_t credit = 0;          ///< instructions executed, less what windows have cost
-  std::int64_t price = kPromotion;  ///< credit that a window takes
+  bool stale = false;       ///< nothing of the window may be used before it is looked at again
+  std::int64_t credit = 0;  ///< what windows would have saved and did, less their costs
+  Executed without{};       ///< lately, without a window
+  std::int64_t price = kPromotion;  ///< credit that a window takes, empty
+  std::int64_t due = kPromotion;    ///< ... with what it would have had when last thought of
   std::uint64_t used = 0;           ///< when it was last entered
 };
 
@@ -60,16 +67,33 @@ Windows::~Windows() { switch_to(nullptr); }
 void Windows::switch_to(Space* next) noexcept {
   if (current_ != nullptr) current_->window.leave(table_);
   current_ = next;
-  if (current_ != nullptr && current_->promoted) current_->window.enter(table_);
+  if (active()) current_->window.enter(table_);
 }
 
-void Windows::account(std::uint64_t executed) noexcept {
+void Windows::account(Executed executed) noexcept {
   if (current_ == nullptr) return;
   Space& s = *current_;
-  s.credit = std::min(s.credit + static_cast<std::int64_t>(executed), kMostCredit);
-  if (!s.promoted) return;
-  counts_.instructions += executed;
-  if (use_ == interp::WindowUse::automatic && s.credit < 0) demote(s);
+  if (s.promoted) {
+    counts_.instructions += executed.instructions;
+    // With a window nothing misses that would have, and its fills have been paid for.
+    executed.misses = executed.instructions * s.without.misses /
+                      std::max<std::uint64_t>(s.without.instructions, 1);
+    executed.faults = 0;
+  } else {
+    s.without.instructions += executed.instructions;
+    s.without.misses += executed.misses;
+    if (s.without.instructions > kRemembered) {
+      s.without.instructions /= 2;
+      s.without.misses /= 2;
+    }
+  }
+  // Behind a page fault there is a page that a window would have to be filled with.
+  const auto saved = static_cast<std::int64_t>(executed.instructions) +
+                     static_cast<std::int64_t>(executed.misses) * kMissCost -
+                     static_cast<std::int64_t>(executed.faults) * kFillCost;
+  s.credit = std::min(s.credit + saved, kMostCredit);
+  if (!s.promoted) s.credit = std::max<std::int64_t>(s.credit, 0);
+  if (s.promoted && use_ == interp::WindowUse::automatic && s.credit < 0) demote(s);
 }
 
 Windows::Space& Windows::space(SpaceKey key) {
@@ -81,13 +105,13 @@ Windows::Space& Windows::space(SpaceKey key) {
   return spaces_.try_emplace(key, pool_).first->second;
 }
 
-void Windows::enter_none(std::uint64_t executed) {
+void Windows::enter_none(Executed executed) {
   if (current_ == nullptr) return;
   account(executed);
   switch_to(nullptr);
 }
 
-bool Windows::enter(SpaceKey key, std::uint16_t asid, std::uint64_t executed, interp::Tlb& tlb) {
+bool Windows::enter(SpaceKey key, std::uint16_t asid, Executed executed, interp::Tlb& tlb) {
   account(executed);
   Space& s = space(key);
   if (&s != current_) switch_to(&s);
@@ -95,27 +119,39 @@ bool Windows::enter(SpaceKey key, std::uint16_t asid, std::uint64_t executed, in
     flush(s);
     s.asid = asid;
   }
-  if (!s.promoted && (use_ == interp::WindowUse::always || s.credit >= s.price)) {
-    promote(s, key.mode, tlb);
+  if (!s.promoted && (use_ == interp::WindowUse::always || s.credit >= s.due)) {
+    promote(s, ranges_of(key.mode, asid, tlb));
   }
   return s.promoted;
 }
 
-void Windows::promote(Space& s, std::uint8_t mode, interp::Tlb& tlb) {
-  ++counts_.promotions;
-  s.promoted = true;
-  std::vector<std::pair<VA, Extent>> known;
-  tlb.for_each(static_cast<interp::TlbMode>(mode), s.asid,
+std::vector<Windows::Range> Windows::ranges_of(std::uint8_t mode, std::uint16_t asid,
+                                               interp::Tlb& tlb) {
+  std::vector<Range> known;
+  tlb.for_each(static_cast<interp::TlbMode>(mode), asid,
                [&known](VA va, const interp::TlbEntry& e) {
                  if (e.read_tag != interp::kNoTag) known.emplace_back(va, extent_of(e, va));
                });
   std::sort(known.begin(), known.end(),
             [](const auto& x, const auto& y) { return x.first < y.first; });
-  for (std::size_t n = 0; n < known.size();) {
-    auto [va, extent] = known[n++];
-    for (; n < known.size() && continues(extent, va, known[n].second, known[n].first); ++n) {
-      ++extent.pages;
+  std::vector<Range> ranges;
+  for (const auto& [va, e] : known) {
+    if (!ranges.empty() && continues(ranges.back().second, ranges.back().first, e, va)) {
+      ++ranges.back().second.pages;
+    } else {
+      ranges.emplace_back(va, e);
     }
+  }
+  return ranges;
+}
+
+void Windows::promote(Space& s, const std::vector<Range>& ranges) {
+  const auto cost = static_cast<std::int64_t>(ranges.size()) * kFillCost;
+  s.due = s.price + cost;
+  if (use_ == interp::WindowUse::automatic && s.credit < s.due) return;
+  ++counts_.promotions;
+  s.promoted = true;
+  for (const auto& [va, extent] : ranges) {
     if (!map(s, va, extent)) break;
   }
   s.window.enter(table_);
@@ -125,24 +161,24 @@ void Windows::demote(Space& s) noexcept {
   ++counts_.demotions;
   if (&s == current_) s.window.leave(table_);
   s.window.release();
-  s.promoted = false;
+  s.promoted = s.stale = false;
   s.credit = 0;
-  s.price = std::min(2 * s.price, kLongestPromotion);
+  s.due = s.price = std::min(2 * s.price, kLongestPromotion);
 }
 
 void Windows::flush(Space& s) noexcept {
   s.asid = kNoAsid;
-  if (s.window.extents() == 0) return;
+  if (s.stale || s.window.extents() == 0) return;
   ++counts_.flushes;
-  s.credit -= kFlushCost + static_cast<std::int64_t>(s.window.extents()) * kFlushExtentCost;
-  s.window.clear();
+  s.stale = true;
+  if (&s == current_) s.window.leave(table_);
 }
 
 bool Windows::map(Space& s, VA va, const Extent& e) {
   if (s.window.extents() >= kMostExtents) make_room(s);
   ++counts_.fills;
   counts_.filled_pages += e.pages;
-  s.credit -= kFillCost + static_cast<std::int64_t>(e.pages) * kFillPageCost;
+  s.credit -= kFillCost + static_cast<std::int64_t>(e.pages) * kPageCost;
   if (s.window.map(va, e)) return true;
   make_room(s);
   return s.window.map(va, e);
@@ -153,13 +189,31 @@ void Windows::make_room(Space& wanted) noexcept {
   for (auto& [key, s] : spaces_) {
     if (&s == &wanted) {
       s.window.clear();
+      s.stale = false;
     } else if (s.promoted) {
       demote(s);
     }
   }
 }
 
-bool Windows::active() const noexcept { return current_ != nullptr && current_->promoted; }
+bool Windows::active() const noexcept {
+  return current_ != nullptr && current_->promoted && !current_->stale;
+}
+
+bool Windows::stale() const noexcept {
+  return current_ != nullptr && current_->promoted && current_->stale;
+}
+
+void Windows::revalidate(const std::function<bool(VA, const Extent&)>& holds) {
+  Space& s = *current_;
+  s.stale = false;
+  const std::uint64_t pages = s.window.pages();
+  const std::uint64_t unmapped = s.window.keep_if(holds);
+  counts_.checked_pages += pages;
+  s.credit -= static_cast<std::int64_t>(pages) * kPageCost +
+              static_cast<std::int64_t>(unmapped) * kUnmapCost;
+  if (!s.stale) s.window.enter(table_);  // asking may have met another flush
+}
 
 bool Windows::allows(VA va, bool write) const noexcept {
   return active() && current_->window.allows(va, write);

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "engines/bt/window.hpp"
@@ -24,14 +26,22 @@ struct SpaceKey {
 /// An extent at `next_at` goes on where `e` ends.
 [[nodiscard]] bool continues(const Extent& e, VA at, const Extent& next, VA next_at) noexcept;
 
+/// What a vCPU has done since something was last told.
+struct Executed {
+  std::uint64_t instructions = 0;
+  std::uint64_t misses = 0;  ///< of the soft TLB
+  std::uint64_t faults = 0;  ///< page faults that the guest was given
+};
+
 /// What windows have done, for VcpuStats.
 struct WindowCounts {
   std::uint64_t promotions = 0;
   std::uint64_t demotions = 0;
-  std::uint64_t fills = 0;         ///< extents mapped
-  std::uint64_t filled_pages = 0;  ///< with how many pages
-  std::uint64_t flushes = 0;       ///< of a whole window
-  std::uint64_t instructions = 0;  ///< executed with a window
+  std::uint64_t fills = 0;          ///< extents mapped
+  std::uint64_t filled_pages = 0;   ///< with how many pages
+  std::uint64_t flushes = 0;        ///< of a whole window
+  std::uint64_t checked_pages = 0;  ///< looked at again behind one
+  std::uint64_t instructions = 0;   ///< executed with a window
 };
 
 /// The windows of one vCPU; its thread only. Hears of what its TLB loses and loses it as well.
@@ -42,15 +52,20 @@ class Windows final : public interp::TlbMirror {
   ~Windows() override;
 
   /// The guest is about to execute in the address space `key`, whose TLB entries have `asid`;
-  /// `executed` instructions have passed since the last call. True: through a window, which holds
-  /// what the TLB did if it is new.
-  [[nodiscard]] bool enter(SpaceKey key, std::uint16_t asid, std::uint64_t executed,
-                           interp::Tlb& tlb);
+  /// `executed` is since the last call. True: through a window, which holds what the TLB did if it
+  /// is new.
+  [[nodiscard]] bool enter(SpaceKey key, std::uint16_t asid, Executed executed, interp::Tlb& tlb);
   /// ... or where no window is wanted.
-  void enter_none(std::uint64_t executed);
+  void enter_none(Executed executed);
 
-  /// The address space that executes has a window.
+  /// The address space that executes has a window, and it may be used.
   [[nodiscard]] bool active() const noexcept;
+  /// It has one, but there was a flush: revalidate() comes before its use.
+  [[nodiscard]] bool stale() const noexcept;
+  /// Loses every page, given as an extent of one, for which holds() is false: the guest's tables
+  /// say something else by now. A flush often changes nothing, and to look costs a hundredth of a
+  /// fault.
+  void revalidate(const std::function<bool(VA, const Extent&)>& holds);
   /// Its window allows the access already.
   [[nodiscard]] bool allows(VA va, bool write) const noexcept;
   /// Pages that the TLB has, or would have if it were larger, into its window. False: no room.
@@ -77,10 +92,15 @@ class Windows final : public interp::TlbMirror {
   };
   using Spaces = std::unordered_map<SpaceKey, Space, KeyHash>;
 
-  void account(std::uint64_t executed) noexcept;
+  void account(Executed executed) noexcept;
   [[nodiscard]] Space& space(SpaceKey key);
   void switch_to(Space* next) noexcept;
-  void promote(Space& s, std::uint8_t mode, interp::Tlb& tlb);
+  using Range = std::pair<VA, Extent>;
+  /// What the TLB has of an address space.
+  [[nodiscard]] static std::vector<Range> ranges_of(std::uint8_t mode, std::uint16_t asid,
+                                                    interp::Tlb& tlb);
+  /// Gives it a window with that, if it has executed enough for it.
+  void promote(Space& s, const std::vector<Range>& ranges);
   void demote(Space& s) noexcept;
   void flush(Space& s) noexcept;
   bool map(Space& s, VA va, const Extent& e);

@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "shared_memory.hpp"
 
 namespace strata::bt::test {
@@ -12,7 +15,7 @@ using interp::Tlb;
 using interp::WindowUse;
 
 /// More than an address space executes before it gets a window, the first time.
-constexpr std::uint64_t kEnough = 2'000'000;
+constexpr std::uint64_t kEnough = 6'000'000;
 constexpr SpaceKey kUser{.pcid = 5, .mode = interp::kUser};
 constexpr SpaceKey kOther{.pcid = 6, .mode = interp::kUser};
 constexpr std::uint16_t kAsid = 17, kOtherAsid = 18;
@@ -37,7 +40,14 @@ class WindowsTest : public ::testing::TestWithParam<WindowUse> {
     tlb.fill(interp::kUser, va, asid, t, memory.page(number), true);
   }
   bool enter(SpaceKey key = kUser, std::uint16_t asid = kAsid, std::uint64_t executed = 0) {
-    return windows.enter(key, asid, executed, tlb);
+    return windows.enter(key, asid, {.instructions = executed}, tlb);
+  }
+  /// Looks again at what a flush left in doubt: `same` of the pages are what they were.
+  void revalidate(const std::vector<VA>& same = {}) {
+    windows.revalidate([&same](VA va, const Extent& e) {
+      EXPECT_EQ(e.pages, 1U);
+      return std::find(same.begin(), same.end(), va) != same.end();
+    });
   }
   [[nodiscard]] bool visible(VA va) const { return windows.allows(va, false); }
   [[nodiscard]] bool reachable(VA va) const {
@@ -76,9 +86,9 @@ TEST_F(AutomaticWindows, WhatIsExecutedCountsForWhoExecutedIt) {
   EXPECT_FALSE(enter(kOther, kOtherAsid));
   EXPECT_FALSE(enter(kUser, kAsid, kEnough));
   EXPECT_TRUE(enter(kOther, kOtherAsid));
-  windows.enter_none(0);
+  windows.enter_none({});
   EXPECT_FALSE(windows.active());
-  windows.enter_none(kEnough);
+  windows.enter_none({.instructions = kEnough});
   EXPECT_FALSE(enter(kUser, kAsid)) << "that was somebody without a window";
 }
 
@@ -103,12 +113,32 @@ TEST_F(AutomaticWindows, ItIsLostWhenItCostsMoreThanItSaves) {
     ASSERT_TRUE(windows.fill(kVa + n % 8 * 2 * kPageSize, extent(n % 8 * 2)));
     tlb.flush_all();
     (void)enter(kUser, kAsid, 1000);
+    if (windows.stale()) revalidate();
   }
   EXPECT_FALSE(windows.active());
   EXPECT_FALSE(reachable(kVa));
   // The next one is dearer.
   EXPECT_FALSE(enter(kUser, kAsid, kEnough));
   EXPECT_TRUE(enter(kUser, kAsid, kEnough));
+}
+
+TEST_F(AutomaticWindows, MissesThatItWouldSpareCount) {
+  EXPECT_FALSE(enter());
+  EXPECT_FALSE(windows.enter(kUser, kAsid, {.instructions = 100'000, .misses = 100}, tlb));
+  EXPECT_TRUE(windows.enter(kUser, kAsid, {.instructions = 100'000, .misses = 5'000}, tlb));
+  // With a window they do not come, and count as often as they did without.
+  for (std::uint64_t n = 0; n < 100; ++n) {
+    ASSERT_TRUE(windows.fill(kVa + n % 8 * 2 * kPageSize, extent(n % 8 * 2)));
+    ASSERT_TRUE(enter(kUser, kAsid, 10'000));
+  }
+}
+
+TEST_F(AutomaticWindows, WhoMapsOnePageAfterTheOtherGetsNone) {
+  EXPECT_FALSE(enter());
+  for (unsigned n = 0; n < 1000; ++n) {
+    ASSERT_FALSE(windows.enter(kUser, kAsid, {.instructions = 50'000, .faults = 1}, tlb));
+  }
+  EXPECT_TRUE(enter(kUser, kAsid, kEnough)) << "has stopped";
 }
 
 TEST_F(AutomaticWindows, ItStaysWhileItPays) {
@@ -142,6 +172,48 @@ TEST_F(WindowsLose, AtAFlushOfEverything) {
   EXPECT_EQ(windows.counts().flushes, 1U);
 }
 
+TEST_F(WindowsLose, AtAFlushOnlyWhatHasChanged) {
+  tlb.flush_all();
+  EXPECT_TRUE(enter());
+  ASSERT_TRUE(windows.stale());
+  EXPECT_FALSE(windows.active());
+  EXPECT_FALSE(reachable(kVa)) << "before anybody has looked";
+  EXPECT_FALSE(windows.fill(kVa, extent(0)));
+  revalidate({kVa, kVa + 3 * kPageSize, kVa + 8 * kPageSize});
+  EXPECT_TRUE(windows.active());
+  EXPECT_TRUE(visible(kVa));
+  EXPECT_EQ(page_number_at(kVa.value() + table[slice_of(kVa.value())]), 0U);
+  EXPECT_FALSE(visible(kVa + kPageSize));
+  EXPECT_FALSE(visible(kVa + 2 * kPageSize));
+  EXPECT_EQ(page_number_at(kVa.value() + table[slice_of(kVa.value())] + 3 * kPageSize), 3U);
+  EXPECT_TRUE(visible(kVa + 8 * kPageSize));
+  EXPECT_FALSE(windows.allows(kVa + 8 * kPageSize, true));
+  EXPECT_EQ(windows.counts().checked_pages, 5U);
+}
+
+TEST_F(WindowsLose, WhatAFlushInTheMiddleOfLookingLeavesInDoubt) {
+  tlb.flush_all();
+  windows.revalidate([this](VA va, const Extent&) {
+    if (va == kVa) tlb.flush_all();
+    tlb.flush_physical({{PPN{108}, 1}});
+    return true;
+  });
+  EXPECT_TRUE(windows.stale());
+  EXPECT_FALSE(reachable(kVa));
+  revalidate({kVa, kVa + 8 * kPageSize});
+  EXPECT_TRUE(visible(kVa));
+  EXPECT_FALSE(visible(kVa + 8 * kPageSize)) << "went in the meantime";
+}
+
+TEST_F(WindowsLose, AtAFlushWhileAnotherAddressSpaceExecutes) {
+  EXPECT_TRUE(enter(kOther, kOtherAsid));
+  tlb.flush_pcid(kAsid, false, false);
+  EXPECT_FALSE(windows.stale());
+  EXPECT_TRUE(enter());
+  EXPECT_TRUE(windows.stale());
+  EXPECT_FALSE(reachable(kVa));
+}
+
 TEST_F(WindowsLose, AtAFlushOfTheirPcidAndNoOther) {
   tlb.flush_pcid(kOtherAsid, false, false);
   EXPECT_TRUE(visible(kVa));
@@ -159,6 +231,7 @@ TEST_F(WindowsLose, WhenTheNumberOfTheirPcidIsForgotten) {
   ASSERT_TRUE(asid.has_value());
   (void)enter(kUser, *asid);
   EXPECT_FALSE(visible(kVa)) << "of another number";
+  revalidate();
   ASSERT_TRUE(windows.fill(kVa, extent(0)));
   tlb.forget_asid(kUser.pcid);
   EXPECT_FALSE(visible(kVa));
@@ -243,6 +316,7 @@ TEST_F(WindowsTest, WhatTheyCostTheHostIsCounted) {
   // At least the kernel's structure for each mapping, which is some 200 bytes (docs).
   EXPECT_GE(windows.bytes(), before + 16U * 200);
   tlb.flush_all();
+  revalidate();
   EXPECT_EQ(windows.bytes(), before);
 }
 
