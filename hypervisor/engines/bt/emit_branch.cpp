@@ -70,33 +70,36 @@ void Emitter::jump(const Insn& i) {
 
 void Emitter::jcc(const Insn& i) {
   need_flags();
-  // Each way saves them if it has to.
-  const bool save = i.live_taken != 0 && !in_memory_;
-  const std::int64_t target = end_of(i) + i.ops[0].imm.value.s;
+  // The way out of the region: of a loop's rounds but the last it is the straight one.
+  const std::int64_t target = i.loops ? end_of(i) : end_of(i) + i.ops[0].imm.value.s;
   const bool backward = target <= page_offset(i);
-  const auto condition = static_cast<unsigned>(i.insn.opcode & 15U);
+  const unsigned condition = (i.insn.opcode & 15U) ^ (i.loops ? 1U : 0U);
   const std::uint16_t left = static_cast<std::uint16_t>(remaining(i) - 1);
-  const auto taken = [this, target, backward, left, save] {
+  // Each way saves flags if it has to.
+  const bool save = (i.loops ? i.live_straight : i.live_taken) != 0 && !in_memory_;
+  const auto out = [this, target, backward, left, save] {
     if (save) store_flags();
-    if (left != 0) a_.alu_imm(0, absolute(&c_.core->budget), left);
+    if (left != 0) a_.alu_imm(0, kBudget, left);
     go(target, backward);
   };
   if (!backward || left != 0) {
-    cold(a_.jcc_later(condition), taken);
+    cold(a_.jcc_later(condition), out);
     return;
   }
-  // A loop: the way back is the straight one.
-  const std::size_t out = a_.jcc_later(condition ^ 1);
-  taken();
-  a_.bind(out);
+  // A loop's last round: the way back is the straight one.
+  const std::size_t end = a_.jcc_later(condition ^ 1);
+  out();
+  a_.bind(end);
 }
 
 void Emitter::call(const Insn& i) {
-  spill_flags();
+  // Through a window the access leaves EFLAGS alone, and its fault finds them there.
+  if (i.live_after != 0 || !windowed(i)) spill_flags();
   const Mem slot = push_slot(i);
   load_page_va(kT2, end_of(i));
   a_.op_mem({0, 0x89}, long_mode(), kT2, slot);
   accessed();
+  in_host_ = false;
   move_stack_down();
   go(end_of(i) + i.ops[0].imm.value.s, i.ops[0].imm.value.s < 0);
   ended_ = true;

@@ -46,6 +46,7 @@ Reg Emitter::address(const Insn& i, const ZydisDecodedOperand& op) {
     if (has_base) ea.base = value(m.base, kT0);
     if (has_index) {
       ea.index = value(m.index, kT1);
+      if (ea.index == kT1) addend_in_t1_ = GroupedAccess::kNone;
       while ((1U << ea.scale) < m.scale) ++ea.scale;
     }
     if (wide && has_base && !has_index && disp == 0 && !segment) return ea.base;
@@ -77,6 +78,7 @@ void Emitter::check_limit(const Insn& i, ZydisRegister segment, unsigned size) {
 void Emitter::check(const Insn& i, Reg va, unsigned size, bool write, bool aligned,
                     std::uint64_t stub) {
   if (stub == 0) stub = c_.stubs->memory;
+  addend_in_t1_ = GroupedAccess::kNone;
   const std::uint32_t site = add_site(i, write, size);
   last_site_ = site;
   c_.cache->site(site).aligned = aligned;
@@ -175,14 +177,23 @@ void Emitter::emit_window_exits() {
     if (w.save_flags) store_flags();
     w.va();
     call_stub(c_.stubs->window, w.site);
-    if (!w.flags_at_begin) continue;
+    if (!w.flags_at_begin && w.addend == nullptr) continue;
     c_.cache->site(w.site).resume = static_cast<std::uint32_t>(a_.here());
-    load_flags();
+    if (w.addend != nullptr) {
+      if (w.in_code_slice) {
+        load_code_addend();
+      } else {
+        load_addend(kT0);  // the VA, still
+      }
+      a_.store(absolute(w.addend), kT1);
+    }
+    if (w.flags_at_begin) load_flags();
     a_.jmp(w.begin);
   }
 }
 
 void Emitter::load_addend(Reg va) {
+  addend_in_t1_ = GroupedAccess::kNone;
   // RORX leaves EFLAGS alone, and MOVZX takes bits 40 to 47.
   a_.vex_reg({.map = 3, .w = 1, .pp = 3, .code = 0xF0}, kT1, va);
   a_.byte(kSliceShift);
@@ -193,27 +204,37 @@ void Emitter::load_addend(Reg va) {
   a_.load(kT1, slice);
 }
 
-/// The same for an access off `base`, that a group may have looked up already.
+bool Emitter::take_addend(const Insn& i) {
+  if (addend_in_t1_ == i.access.group) {
+    open_access_->addend = &group_addend(i);
+    return false;
+  }
+  addend_in_t1_ = i.access.group;
+  if (!i.access.first) a_.load(kT1, absolute(&group_addend(i)));
+  return i.access.first;
+}
+
 void Emitter::load_addend(const Insn& i, Reg base) {
   if (!i.access.is_grouped()) return load_addend(base);
-  const auto index = static_cast<std::size_t>(static_cast<std::uint8_t>(i.access.group));
-  std::uint64_t& addend = c_.state->group_addend[index];
-  if (!i.access.first) return a_.load(kT1, absolute(&addend));
+  if (!take_addend(i)) return;
   load_addend(base);
-  a_.store(absolute(&addend), kT1);
+  a_.store(absolute(&group_addend(i)), kT1);
+  addend_in_t1_ = i.access.group;
+}
+
+void Emitter::load_code_addend() {
+  a_.load(kT0, absolute(&c_.state->page_va));
+  load_addend(kT0);
+  a_.lea(kT1, {.base = kT0, .index = kT1});
 }
 
 /// RIP-relative: a group's addend includes the VA of the page that executes.
 Mem Emitter::in_code_slice(const Insn& i, const ZydisDecodedOperand& op) {
-  const auto index = static_cast<std::size_t>(static_cast<std::uint8_t>(i.access.group));
-  const Mem addend = absolute(&c_.state->group_addend[index]);
-  if (i.access.first) {
-    a_.load(kT0, absolute(&c_.state->page_va));
-    load_addend(kT0);
-    a_.lea(kT1, {.base = kT0, .index = kT1});
-    a_.store(addend, kT1);
-  } else {
-    a_.load(kT1, addend);
+  open_access_->in_code_slice = true;
+  if (take_addend(i)) {
+    load_code_addend();
+    a_.store(absolute(&group_addend(i)), kT1);
+    addend_in_t1_ = i.access.group;
   }
   return {.base = kT1, .disp = static_cast<std::int32_t>(end_of(i) + op.mem.disp.value)};
 }

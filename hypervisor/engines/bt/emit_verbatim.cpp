@@ -59,7 +59,7 @@ Op opcode(const ZydisDecodedInstruction& insn) {
 }  // namespace
 
 void Emitter::verbatim(const Insn& i) {
-  units(i);
+  need(i, units_of(i));
   const ZydisDecodedOperand* m = memory_operand(i);
   std::optional<Mem> mem;
   if (m != nullptr) mem = operand(i, *m, (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0);
@@ -104,6 +104,7 @@ void Emitter::verbatim(const Insn& i) {
   }
   encode(i, map, mem ? &*mem : nullptr);
   accessed();
+  if (used > 1) addend_in_t1_ = GroupedAccess::kNone;
   for (unsigned n = 0; n < used; ++n) {
     if (written[n]) a_.store(absolute(&c_.core->r[homed[n]]), map[homed[n]]);
   }
@@ -223,10 +224,11 @@ void Emitter::encode_vex(const Insn& i, const RegisterMap& map, const Mem* mem) 
 
 // ---- vector and x87 state -----------------------------------------------------------------------
 
-void Emitter::units(const Insn& i) {
-  if (i.opcode.cls == isa::OpcodeClass::x87) return need_x87(i);
-  if (i.opcode.cls != isa::OpcodeClass::vector) return;
-  bool mmx = false;
+Emitter::Units Emitter::units_of(const Insn& i) {
+  if (i.kind == Kind::steps) return {};
+  if (i.opcode.cls == isa::OpcodeClass::x87) return {.x87 = true};
+  if (i.opcode.cls != isa::OpcodeClass::vector) return {};
+  bool mmx = i.insn.mnemonic == ZYDIS_MNEMONIC_EMMS;
   // Conversions use MXCSR whatever their operands.
   bool xmm = i.insn.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ||
              i.insn.meta.category == ZYDIS_CATEGORY_CONVERT ||
@@ -238,9 +240,24 @@ void Emitter::units(const Insn& i) {
     mmx = mmx || cls == ZYDIS_REGCLASS_MMX;
     xmm = xmm || cls == ZYDIS_REGCLASS_XMM || cls == ZYDIS_REGCLASS_YMM;
   }
-  if (mmx || i.insn.mnemonic == ZYDIS_MNEMONIC_EMMS) need_x87(i);
-  if (!xmm) return;
-  need_simd(i, i.insn.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? kSimdAvx : kSimdSse);
+  const bool avx = i.insn.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+  return {.x87 = mmx, .simd = !xmm ? kSimdInMemory : avx ? kSimdAvx : kSimdSse};
+}
+
+/// At a block's beginning, where there are no flags to save, for all that surely comes.
+void Emitter::units_ahead() {
+  Units ahead;
+  for (const Insn& i : region_.insns()) {
+    if (i.kind == Kind::steps || i.kind == Kind::jcc) break;
+    const Units u = units_of(i);
+    ahead = {.x87 = ahead.x87 || u.x87, .simd = std::max(ahead.simd, u.simd)};
+  }
+  need(region_.insns().front(), ahead);
+}
+
+void Emitter::need(const Insn& i, Units units) {
+  if (units.x87) need_x87(i);
+  if (units.simd != kSimdInMemory) need_simd(i, units.simd);
 }
 
 void Emitter::need_simd(const Insn& i, SimdLevel level) {
@@ -253,6 +270,7 @@ void Emitter::need_simd(const Insn& i, SimdLevel level) {
     call_stub(c_.stubs->simd, site);
   });
   simd_ = level;
+  addend_in_t1_ = GroupedAccess::kNone;
 }
 
 void Emitter::need_x87(const Insn& i) {
@@ -262,6 +280,7 @@ void Emitter::need_x87(const Insn& i) {
   a_.alu_imm8(7, absolute(&c_.state->x87_live), 0);
   cold(a_.jcc_later(kEqual), [this, site] { call_stub(c_.stubs->x87, site); });
   x87_ = true;
+  addend_in_t1_ = GroupedAccess::kNone;
 }
 
 // ---- special cases ------------------------------------------------------------------------------
@@ -280,6 +299,7 @@ void Emitter::lea(const Insn& i) {
     if (m.base != ZYDIS_REGISTER_NONE && m.base != ZYDIS_REGISTER_RIP) ea.base = value(m.base, kT0);
     if (m.index != ZYDIS_REGISTER_NONE && m.scale != 0) {
       ea.index = value(m.index, kT1);
+      if (ea.index == kT1) addend_in_t1_ = GroupedAccess::kNone;
       while ((1U << ea.scale) < m.scale) ++ea.scale;
     }
     if (m.base == ZYDIS_REGISTER_RIP) {
@@ -298,6 +318,7 @@ void Emitter::lea(const Insn& i) {
     if (m.base != ZYDIS_REGISTER_NONE) ea.base = value(m.base, kT0);
     if (m.index != ZYDIS_REGISTER_NONE && m.scale != 0) {
       ea.index = value(m.index, kT1);
+      if (ea.index == kT1) addend_in_t1_ = GroupedAccess::kNone;
       while ((1U << ea.scale) < m.scale) ++ea.scale;
     }
     a_.lea(to, ea, wide);
@@ -320,7 +341,7 @@ void Emitter::absolute_mov(const Insn& i) {
 /// Values that unmask exceptions or set reserved bits are the interpreter's.
 void Emitter::load_mxcsr(const Insn& i) {
   constexpr std::int32_t kMasks = 0x1F80;
-  units(i);
+  need(i, units_of(i));
   spill_flags();
   const Mem mem = operand(i, i.ops[0], false);
   a_.load32(kT0, mem);

@@ -14,6 +14,7 @@ Emitter::Emitter(const EmitContext& context, const CodeView& code, const Region&
 
 bool Emitter::emit() {
   head();
+  units_ahead();
   for (const Insn& i : region_.insns()) {
     one(i);
     if (open_access_) good_ = false;  // its end is not known
@@ -45,7 +46,8 @@ void Emitter::emit_detour() {
 
 /// Counts the block. At least eleven bytes, which CodeCache::drop() writes over.
 void Emitter::head() {
-  a_.alu_imm(5, absolute(&c_.core->budget), total_);
+  a_.op_reg({0, 0x81}, true, 5, kBudget);  // SUB with four bytes of immediate
+  a_.imm32(total_);
   const std::size_t over = a_.jcc_later(kSign);
   cold(over, [this] {
     a_.mov_imm32(kT0, static_cast<std::uint32_t>(code_.page_offset));
@@ -62,6 +64,8 @@ void Emitter::one(const Insn& i) {
       return;
     case Kind::lea:
       return lea(i);
+    case Kind::jcc:
+      return jcc(i);
     case Kind::absolute_mov:
       return absolute_mov(i);
     case Kind::push:
@@ -70,6 +74,18 @@ void Emitter::one(const Insn& i) {
       return pop(i);
     case Kind::leave:
       return leave(i);
+    case Kind::call:
+      return call(i);
+    case Kind::ret:
+      return ret(i);
+    default:
+      addend_in_t1_ = GroupedAccess::kNone;  // they use kT1 as they like
+      return other(i);
+  }
+}
+
+void Emitter::other(const Insn& i) {
+  switch (i.kind) {
     case Kind::divide:
       return divide(i);
     case Kind::load_mxcsr:
@@ -78,14 +94,8 @@ void Emitter::one(const Insn& i) {
       return jump(i);
     case Kind::jump_indirect:
       return jump_indirect(i);
-    case Kind::jcc:
-      return jcc(i);
-    case Kind::call:
-      return call(i);
     case Kind::call_indirect:
       return call_indirect(i);
-    case Kind::ret:
-      return ret(i);
     case Kind::cli:
     case Kind::sti:
     case Kind::swapgs:
@@ -95,7 +105,7 @@ void Emitter::one(const Insn& i) {
       return pushf(i);
     case Kind::bit_string:
       return bit_string(i);
-    case Kind::steps:
+    default:
       return steps(i);
   }
 }

@@ -1,9 +1,9 @@
 // The third pass of translation: host code for one region.
 //
 // Conventions of translated code
-//   guest registers   in the host registers of the same number; R9 to R11 live in Core::r, for the
-//                     host's are temporaries. RSP too holds the guest's: host code that needs a
-//                     stack loads NativeState::host_rsp first.
+//   guest registers   in the host registers of the same number; R8 to R11 live in Core::r, for the
+//                     host's R8 is Core::budget and the others are temporaries. RSP too holds the
+//                     guest's: host code that needs a stack loads NativeState::host_rsp first.
 //   arithmetic flags  at block boundaries in Core::flags, if anybody may read them. Within a block
 //                     in EFLAGS, in Core::flags, or both; see Flags.
 //   position          the block's head counts all of its instructions, early exits give back.
@@ -48,6 +48,7 @@ class Emitter {
   // ---- emitter.cpp: blocks, flags, positions
   void head();
   void one(const Insn& i);
+  void other(const Insn& i);
   [[nodiscard]] std::uint16_t page_offset(const Insn& i) const noexcept {
     return static_cast<std::uint16_t>(code_.page_offset + i.offset);
   }
@@ -91,12 +92,21 @@ class Emitter {
                     std::function<void()> va);
   /// kT1 becomes what is to be added to VAs in the slice of `va`. EFLAGS survive.
   void load_addend(Reg va);
+  /// ... for an open access off `base`, whose group may have looked it up already.
   void load_addend(const Insn& i, Reg base);
   /// Behind the host instruction of an access, before anything of its effects is written down.
   void accessed();
   void emit_window_exits();
   Mem windowed_operand(const Insn& i, const ZydisDecodedOperand& op, bool write, bool aligned);
   Mem in_code_slice(const Insn& i, const ZydisDecodedOperand& op);
+  /// kT1 becomes the VA of the page that executes and what is to be added in its slice.
+  void load_code_addend();
+  /// kT1 holds the addend of i's group. True: it is to be made.
+  bool take_addend(const Insn& i);
+  [[nodiscard]] std::uint64_t& group_addend(const Insn& i) const {
+    return c_.state
+        ->group_addend[static_cast<std::size_t>(static_cast<std::uint8_t>(i.access.group))];
+  }
   [[nodiscard]] bool windowed(const Insn& i) const {
     return code_.goes_through_window(page_offset(i));
   }
@@ -111,7 +121,14 @@ class Emitter {
   void absolute_mov(const Insn& i);
   void divide(const Insn& i);
   void load_mxcsr(const Insn& i);
-  void units(const Insn& i);
+  /// State that an instruction wants in the host's registers.
+  struct Units {
+    bool x87 = false;
+    SimdLevel simd = kSimdInMemory;
+  };
+  [[nodiscard]] static Units units_of(const Insn& i);
+  void units_ahead();
+  void need(const Insn& i, Units units);
   void need_simd(const Insn& i, SimdLevel level);
   void need_x87(const Insn& i);
   void steps(const Insn& i);
@@ -174,14 +191,17 @@ class Emitter {
     std::uint32_t site = 0;
     std::uint64_t begin = 0, end = 0;
     std::function<void()> va;
-    bool flags_at_begin = false;  ///< EFLAGS held the guest's flags
-    bool save_flags = false;      ///< and nothing else did when it faulted
+    bool flags_at_begin = false;      ///< EFLAGS held the guest's flags
+    std::uint64_t* addend = nullptr;  ///< of its group; kT1 held it at the beginning
+    bool in_code_slice = false;       ///< what that is, for RIP-relative accesses
+    bool save_flags = false;          ///< and nothing else did when it faulted
   };
   std::optional<WindowAccess> open_access_;
   std::vector<WindowAccess> window_accesses_;
-  bool in_host_ = false;            ///< EFLAGS hold the guest's flags
-  bool in_memory_ = true;           ///< Core::flags does
-  SimdLevel simd_ = kSimdInMemory;  ///< known to be loaded at least this far
+  std::int8_t addend_in_t1_ = GroupedAccess::kNone;  ///< the group whose addend kT1 holds
+  bool in_host_ = false;                             ///< EFLAGS hold the guest's flags
+  bool in_memory_ = true;                            ///< Core::flags does
+  SimdLevel simd_ = kSimdInMemory;                   ///< known to be loaded at least this far
   bool x87_ = false;
   std::uint32_t last_site_ = 0;
   bool ended_ = false;

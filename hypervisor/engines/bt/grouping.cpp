@@ -72,28 +72,49 @@ std::optional<Access> access_of(const Insn& i, const CodeView& code) {
                 m->size / 8U, (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0};
 }
 
-/// By how much an instruction changes RSP, if that is known.
-std::optional<std::int32_t> stack_change(const Insn& i) {
-  switch (i.kind) {
-    case Kind::push:
-      return -8;
-    case Kind::pop:
-      if (i.ops[0].reg.value == ZYDIS_REGISTER_RSP) return {};
-      return 8;
-    case Kind::verbatim:
-      break;
+/// A register that has become itself and a number.
+struct Change {
+  unsigned base = 0;
+  std::int32_t by = 0;
+};
+
+bool is_whole_register(const ZydisDecodedOperand& o) {
+  return o.type == ZYDIS_OPERAND_TYPE_REGISTER &&
+         ZydisRegisterGetClass(o.reg.value) == ZYDIS_REGCLASS_GPR64;
+}
+
+/// What an instruction adds to a whole register, if it is a small number.
+std::optional<Change> change_of(const Insn& i) {
+  constexpr std::int64_t kFarthest = 0x10000;
+  const auto small = [&i](std::int64_t by) -> std::optional<Change> {
+    if (by < -kFarthest || by > kFarthest) return {};
+    return Change{number_of(i.ops[0].reg.value), static_cast<std::int32_t>(by)};
+  };
+  if (i.kind == Kind::push) return Change{kStackPointer, -8};
+  if (i.kind == Kind::pop) {
+    if (i.ops[0].reg.value == ZYDIS_REGISTER_RSP) return {};
+    return Change{kStackPointer, 8};
+  }
+  if ((i.kind != Kind::verbatim && i.kind != Kind::lea) || !is_whole_register(i.ops[0])) return {};
+  const ZydisDecodedOperand& source = i.ops[1];
+  const bool immediate = source.type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+  switch (i.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_INC:
+      return small(1);
+    case ZYDIS_MNEMONIC_DEC:
+      return small(-1);
+    case ZYDIS_MNEMONIC_ADD:
+      return immediate ? small(source.imm.value.s) : std::nullopt;
+    case ZYDIS_MNEMONIC_SUB:
+      return immediate ? small(-source.imm.value.s) : std::nullopt;
+    case ZYDIS_MNEMONIC_LEA:
+      if (source.mem.base != i.ops[0].reg.value || source.mem.index != ZYDIS_REGISTER_NONE) {
+        return {};
+      }
+      return small(source.mem.disp.has_displacement ? source.mem.disp.value : 0);
     default:
       return {};
   }
-  const bool add = i.insn.mnemonic == ZYDIS_MNEMONIC_ADD;
-  if ((add || i.insn.mnemonic == ZYDIS_MNEMONIC_SUB) &&
-      i.ops[0].type == ZYDIS_OPERAND_TYPE_REGISTER && i.ops[0].reg.value == ZYDIS_REGISTER_RSP &&
-      i.ops[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-    const auto by = i.ops[1].imm.value.s;
-    if (by < -0x10000 || by > 0x10000) return {};
-    return static_cast<std::int32_t>(add ? by : -by);
-  }
-  return {};
 }
 
 class Grouping {
@@ -151,8 +172,8 @@ class Grouping {
       open_.fill(GroupedAccess::kNone);
       return;
     }
-    const auto by = stack_change(i);
-    if (by) moved_[kStackPointer] += *by;
+    const auto known = change_of(i);
+    if (known) moved_[known->base] += known->by;
     for (unsigned n = 0; n < i.insn.operand_count; ++n) {
       const ZydisDecodedOperand& o = i.ops[n];
       if (o.type != ZYDIS_OPERAND_TYPE_REGISTER ||
@@ -163,7 +184,7 @@ class Grouping {
           ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o.reg.value);
       if (ZydisRegisterGetClass(whole) != ZYDIS_REGCLASS_GPR64) continue;
       const unsigned base = number_of(whole);
-      if (base == kStackPointer && by) continue;
+      if (known && base == known->base) continue;
       open_[base] = GroupedAccess::kNone;
       moved_[base] = 0;
     }
@@ -174,7 +195,7 @@ class Grouping {
   /// Accesses are checked each by itself, by the host: only the slice is in common.
   bool windowed_;
   std::array<std::int8_t, kBases> open_{};    ///< by base register
-  std::array<std::int32_t, kBases> moved_{};  ///< since its group began; only RSP's is known
+  std::array<std::int32_t, kBases> moved_{};  ///< since its group began
 };
 
 }  // namespace

@@ -53,6 +53,7 @@ struct NativeState {
   std::array<std::uint64_t, 24> group_addend{};  ///< of the running block's groups of accesses
   std::uint32_t host_mxcsr = 0x1F80;
   std::uint8_t simd_live = kSimdInMemory;
+  std::uint8_t upper_halves = 1;  ///< of vector registers as last saved: one of them is not 0
   std::uint8_t x87_live = 0;
   /// Limits of FS and GS outside 64-bit mode; 0 where accesses need more than a limit check.
   std::array<std::uint64_t, 2> segment_limit{};

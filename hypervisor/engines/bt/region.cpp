@@ -294,7 +294,7 @@ bool decode_one(const CodeView& code, const ZydisDecoder& decoder, std::size_t a
   i.bytes = code.bytes + at;
   i.offset = static_cast<std::uint16_t>(at);
   i.kind = Kind::steps;
-  i.ends = false;
+  i.ends = i.loops = false;
   i.access = {};
   const std::size_t left = code.available - at;
   const ZyanStatus status = isa::decode(decoder, i.bytes, left, i.insn, i.ops.data());
@@ -349,6 +349,23 @@ std::uint32_t live_before_unless_fault(const Insn& i, std::uint32_t live) {
 
 std::uint32_t live_before(const Insn& i, std::uint32_t live) {
   return may_fault(i) ? kAll : live_before_unless_fault(i, live);
+}
+
+/// Repeats the region if it is a loop: what is looked up and counted once a block then serves
+/// several rounds.
+void unroll(Region& region) {
+  constexpr unsigned kMostRounds = 4;
+  const unsigned body = region.count;
+  const Insn& last = region.insns().back();
+  const bool to_start =
+      last.kind == Kind::jcc && last.offset + last.insn.length + last.ops[0].imm.value.s == 0;
+  if (!to_start) return;
+  const unsigned rounds = std::min(kMostRounds, Region::kMaxInstructions / body);
+  for (unsigned n = body; n < rounds * body; ++n) {
+    region.next() = region.insns()[n - body];
+    ++region.count;
+  }
+  for (unsigned n = body; n < region.count; n += body) region.insns()[n - 1].loops = true;
 }
 
 }  // namespace
@@ -438,9 +455,10 @@ void decode_region(const CodeView& code, Region& region) {
   region.bytes = static_cast<std::uint16_t>(at);
   region.from = static_cast<std::uint16_t>(code.page_offset);
   region.to = static_cast<std::uint16_t>(code.page_offset + at);
-  const std::span<Insn> insns = region.insns();
   region.groups.clear();
-  if (insns.empty()) return;
+  if (region.count == 0) return;
+  if (!code.crosses) unroll(region);
+  const std::span<Insn> insns = region.insns();
   if (code.grouped && code.mode.bits == 64) group_accesses(code, region);
   const Insn& last = insns.back();
   const auto end = static_cast<std::int64_t>(code.page_offset + at);
@@ -451,9 +469,10 @@ void decode_region(const CodeView& code, Region& region) {
     Insn& i = insns[n];
     if (i.kind == Kind::jcc) {
       const auto next = static_cast<std::int64_t>(code.page_offset) + i.offset + i.insn.length;
-      i.live_straight = live;
-      i.live_taken = flags_wanted_at(code, next + i.ops[0].imm.value.s, region);
-      live |= i.live_taken;
+      const std::int64_t elsewhere = i.loops ? next : next + i.ops[0].imm.value.s;
+      i.live_straight = i.live_taken = live;
+      (i.loops ? i.live_straight : i.live_taken) = flags_wanted_at(code, elsewhere, region);
+      live = i.live_straight | i.live_taken;
     }
     i.live_after = live;
     live = live_before(i, live);

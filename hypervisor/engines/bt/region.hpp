@@ -75,16 +75,19 @@ struct Insn {
   isa::Opcode opcode{};
   Kind kind = Kind::steps;
   bool ends = false;  ///< nothing of the region comes behind it
+  /// A conditional branch back to the region's first instruction, which comes next once more.
+  bool loops = false;
   GroupedAccess access{};
   std::uint32_t live_after = 0;  ///< arithmetic flags that may be read before they are written
   /// The same for each way that a conditional branch may go.
   std::uint32_t live_taken = 0, live_straight = 0;
 };
 
-/// A run of instructions in one page, from a block's first on, past conditional branches.
+/// A run of instructions in one page, from a block's first on, past conditional branches. A short
+/// loop is there several times in a row.
 class Region {
  public:
-  static constexpr unsigned kMaxInstructions = 32;
+  static constexpr unsigned kMaxInstructions = 64;
   [[nodiscard]] std::span<const Insn> insns() const noexcept { return {insns_.data(), count}; }
   [[nodiscard]] std::span<Insn> insns() noexcept { return {insns_.data(), count}; }
   /// Room for one more; it counts once `count` says so.

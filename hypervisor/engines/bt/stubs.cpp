@@ -79,11 +79,13 @@ class StubEmitter {
     for (unsigned i = 0; i < 16; ++i) {
       if (!is_homed(i)) a_.store(absolute(&core_.r[i]), static_cast<Reg>(i));
     }
+    a_.store(absolute(&core_.budget), kBudget);
   }
   void load_registers() {
     for (unsigned i = 0; i < 16; ++i) {
       if (!is_homed(i)) a_.load(static_cast<Reg>(i), absolute(&core_.r[i]));
     }
+    a_.load(kBudget, absolute(&core_.budget));
   }
 
   /// C++ code uses the vector registers as it likes: saves the guest's if they are loaded, or
@@ -92,28 +94,63 @@ class StubEmitter {
   void vector_state(bool save) {
     a_.alu_imm8(7, absolute(&state_.simd_live), 0);
     const std::size_t skip = a_.jcc_later(kEqual);
-    auto& vector = core_.arch.vector;
+    if (save) {
+      save_vectors();
+    } else {
+      load_vectors();
+    }
+    a_.bind(skip);
+  }
+
+  void save_vectors() {
+    move_vectors(true, avx_);
+    a_.op_mem({1, 0xAE}, false, 3, absolute(&core_.arch.vector.mxcsr));  // STMXCSR
+    a_.op_mem({1, 0xAE}, false, 2, absolute(&state_.host_mxcsr));        // LDMXCSR
+    if (!avx_) return;
+    for (std::uint8_t i = 1; i < 16; ++i) {
+      a_.vex_reg({.map = 1, .vvvv = i, .l = 1, .pp = 0, .code = 0x56}, 0, 0);  // VORPS
+    }
+    a_.vex_reg({.map = 3, .l = 1, .pp = 1, .code = 0x19}, 0, 0);  // VEXTRACTF128
+    a_.byte(1);
+    a_.vex_reg({.map = 2, .l = 0, .pp = 1, .code = 0x17}, 0, 0);     // VPTEST
+    a_.op_mem({1, 0x95}, false, 0, absolute(&state_.upper_halves));  // SETNE
+    zero_upper_halves();
+  }
+
+  /// What loads upper halves makes every SSE instruction wait for the register that it writes, as
+  /// its upper half is to be kept. Where all are zero none is loaded.
+  void load_vectors() {
+    if (avx_) {
+      a_.alu_imm8(7, absolute(&state_.upper_halves), 0);
+      const std::size_t none = a_.jcc_later(kEqual);
+      move_vectors(false, true);
+      const std::size_t done = a_.jmp_later();
+      a_.bind(none);
+      zero_upper_halves();
+      move_vectors(false, false);
+      a_.bind(done);
+    } else {
+      move_vectors(false, false);
+    }
+    a_.op_mem({1, 0xAE}, false, 2, absolute(&core_.arch.vector.mxcsr));
+  }
+
+  void move_vectors(bool save, bool whole) {
     for (unsigned i = 0; i < 16; ++i) {
-      const Mem m = absolute(vector.ymm[i].data());
+      const Mem m = absolute(core_.arch.vector.ymm[i].data());
       const std::uint8_t code = save ? 0x11 : 0x10;  // VMOVUPS, MOVUPS
-      if (avx_) {
+      if (whole) {
         a_.vex_mem({.map = 1, .l = 1, .pp = 0, .code = code}, i, m);
       } else {
         a_.op_mem({1, code}, false, i, m);
       }
     }
-    if (save) {
-      a_.op_mem({1, 0xAE}, false, 3, absolute(&vector.mxcsr));       // STMXCSR
-      a_.op_mem({1, 0xAE}, false, 2, absolute(&state_.host_mxcsr));  // LDMXCSR
-      if (avx_) {
-        a_.byte(0xC5);  // VZEROUPPER
-        a_.byte(0xF8);
-        a_.byte(0x77);
-      }
-    } else {
-      a_.op_mem({1, 0xAE}, false, 2, absolute(&vector.mxcsr));
-    }
-    a_.bind(skip);
+  }
+
+  void zero_upper_halves() {
+    a_.byte(0xC5);  // VZEROUPPER
+    a_.byte(0xF8);
+    a_.byte(0x77);
   }
 
   Assembler& a_;

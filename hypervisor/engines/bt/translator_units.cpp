@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::uint32_t kMxcsrMasks = 0x1F80;
 constexpr std::uint16_t kFcwMasks = 0x3F;
+constexpr std::size_t kXmmWords = 2;
 /// Control and status, tags and registers of an FXSAVE image; between them lie FOP, FIP and FDP,
 /// which would tell of the code cache (SDM 1 table 10-2).
 constexpr std::size_t kHeadBytes = 6, kRegistersAt = 32, kRegistersEnd = 160, kMxcsrAt = 24;
@@ -46,6 +47,10 @@ std::uint64_t Translator::load_simd(const Site& site, std::uint64_t level) {
   const SimdLevel allowed = avx ? kSimdAvx : sse ? kSimdSse : kSimdInMemory;
   if (allowed < level) return interpret(site);
   state_->simd_live = allowed;
+  const auto& ymm = s.vector.ymm;
+  state_->upper_halves = std::any_of(ymm.begin(), ymm.end(), [](const auto& r) {
+    return std::any_of(r.begin() + kXmmWords, r.end(), [](std::uint64_t w) { return w != 0; });
+  });
   return site.resume;
 }
 
