@@ -123,10 +123,22 @@ void CodeCache::fill_in(std::uint64_t at, const FarLink& link) noexcept {
 }
 
 void CodeCache::link_far(std::uint64_t at, const FarLink& link) {
-  // It may have been linked for another VA or context.
-  std::erase_if(units_[unit_of(at)].links, [&](const Link& known) { return known.at == at; });
-  const bool noted = note_link(at, link.target, LinkKind::far);
+  // It may have been linked for another VA or context; mostly to the same code.
+  const std::size_t before = unit_of(far_target(at));
+  const std::size_t from = unit_of(at);
+  if (before != from && before != unit_of(link.target)) {
+    std::erase_if(units_[from].links, [&](const Link& known) { return known.at == at; });
+  }
+  const bool noted =
+      before == unit_of(link.target) || note_link(at, link.target, LinkKind::far);
   fill_in(at, noted ? link : FarLink{.target = at, .miss = unlinked_.far});
+}
+
+/// Where a far jump leads: to itself if it is not linked.
+std::uint64_t CodeCache::far_target(std::uint64_t at) noexcept {
+  std::int32_t distance = 0;
+  std::memcpy(&distance, writable(at + FarJump::kJump), sizeof distance);
+  return at + FarJump::kJump + 4 + static_cast<std::uint64_t>(static_cast<std::int64_t>(distance));
 }
 
 void CodeCache::redirect(std::uint32_t entry, std::uint64_t target) {

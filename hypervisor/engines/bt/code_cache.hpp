@@ -139,6 +139,7 @@ class CodeCache {
   /// Notes that code at `at` leads to `target`. False: it may not.
   [[nodiscard]] bool note_link(std::uint64_t at, std::uint64_t target, LinkKind kind);
   void fill_in(std::uint64_t at, const FarLink& link) noexcept;
+  [[nodiscard]] std::uint64_t far_target(std::uint64_t at) noexcept;
   void undo(const Link& link) noexcept;
   void evict(std::size_t which) noexcept;
   /// Nobody finds the block any more.

@@ -28,6 +28,8 @@ constexpr std::uint64_t kWindowedMode = 4;
 /// Bits of a context that say what code is translated for: all but the generation and the number
 /// of the address space, of which the page-table half counts (Core::update_derived()).
 constexpr std::uint64_t kModeOfContext = 0x7FF'1001;
+/// The number of the address space: no part of the context of code that all of them have.
+constexpr std::uint64_t kSpaceOfContext = 0xFFE;
 /// A context that no look-up finds.
 constexpr std::uint64_t kNoContext = ~0ULL;
 
@@ -155,15 +157,19 @@ std::uint32_t Translator::mode_key() const noexcept {
 
 std::uint64_t Translator::context() const noexcept {
   // 27 bits of mode and PCID; generations are a few per system call and do not reach 2^37.
-  return core_.fetched_.generation(core_.cpl == 3) << 27 | code_mode() << 24 | core_.jump_context_;
+  const bool user = core_.cpl == 3;
+  const std::uint64_t space = core_.fetched_.all_global(user) ? kSpaceOfContext : 0;
+  return core_.fetched_.generation(user) << 27 | code_mode() << 24 |
+         (core_.jump_context_ & ~space);
 }
 
 void Translator::refresh() noexcept {
   state_->context.store(context());
   state_->pcid = core_.pcid;
+  const bool user = core_.cpl == 3;
+  const std::uint32_t space = core_.fetched_.all_global(user) ? 0U : core_.arch_pcid();
   state_->jump_salt =
-      ((std::uint32_t{core_.arch_pcid()} << 1 | (core_.cpl == 3 ? 1U : 0U)) * 0x61U +
-       static_cast<std::uint32_t>(code_mode() << 10))
+      ((space << 1 | (user ? 1U : 0U)) * 0x61U + static_cast<std::uint32_t>(code_mode() << 10))
       << kJumpSaltShift;
   if (core_.long_mode()) return;
   for (unsigned n = 0; n < 2; ++n) {

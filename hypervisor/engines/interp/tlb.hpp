@@ -61,6 +61,8 @@ class FetchedPages {
   [[nodiscard]] std::uint64_t generation(bool user) const noexcept {
     return of_[user ? 1 : 0].generation;
   }
+  /// All that is known came by global pages, which every address space has (SDM 3A 4.10.2.4).
+  [[nodiscard]] bool all_global(bool user) const noexcept { return !of_[user ? 1 : 0].non_global; }
   /// Code at `va` is about to be known; `pa_and_flags` as in FetchEntry.
   void note(bool user, VA va, std::uint64_t pa_and_flags) noexcept;
   void flush_all() noexcept;
