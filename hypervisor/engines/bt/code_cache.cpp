@@ -129,8 +129,7 @@ void CodeCache::link_far(std::uint64_t at, const FarLink& link) {
   if (before != from && before != unit_of(link.target)) {
     std::erase_if(units_[from].links, [&](const Link& known) { return known.at == at; });
   }
-  const bool noted =
-      before == unit_of(link.target) || note_link(at, link.target, LinkKind::far);
+  const bool noted = before == unit_of(link.target) || note_link(at, link.target, LinkKind::far);
   fill_in(at, noted ? link : FarLink{.target = at, .miss = unlinked_.far});
 }
 

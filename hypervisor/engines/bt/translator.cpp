@@ -159,8 +159,7 @@ std::uint64_t Translator::context() const noexcept {
   // 27 bits of mode and PCID; generations are a few per system call and do not reach 2^37.
   const bool user = core_.cpl == 3;
   const std::uint64_t space = core_.fetched_.all_global(user) ? kSpaceOfContext : 0;
-  return core_.fetched_.generation(user) << 27 | code_mode() << 24 |
-         (core_.jump_context_ & ~space);
+  return core_.fetched_.generation(user) << 27 | code_mode() << 24 | (core_.jump_context_ & ~space);
 }
 
 void Translator::refresh() noexcept {
