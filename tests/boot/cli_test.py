@@ -190,7 +190,7 @@ class Mistakes(unittest.TestCase):
                 ("--mmu", ["--kernel", GUEST, "--mmu", "fast"]),
                 ("takes no 'no-unsync'", ["--kernel", GUEST, "--mmu", "auto,no-unsync"]),
                 ("--engine", ["--kernel", GUEST, "--engine", "warp"]),
-                ("--windows", ["--kernel", GUEST, "--engine", "bt", "--windows", "often"]),
+                ("--windows", ["--kernel", GUEST, "--windows", "often"]),
                 ("only engine bt", ["--kernel", GUEST, "--engine", "interp", "--windows", "never"]),
                 ("--cpus", ["--kernel", GUEST, "--cpus", "0"]),
                 ("--cpus", ["--kernel", GUEST, "--cpus", "9"]),
