@@ -3,6 +3,27 @@
 #include "engines/interp/lower.hpp"
 
 namespace strata::bt {
+namespace {
+
+/// Its code keeps account of what it does to kT1. The others use it as they like.
+bool spares_addend(Kind kind) {
+  switch (kind) {
+    case Kind::verbatim:
+    case Kind::nothing:
+    case Kind::lea:
+    case Kind::push:
+    case Kind::pop:
+    case Kind::leave:
+    case Kind::jcc:
+    case Kind::call:
+    case Kind::ret:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
 
 Emitter::Emitter(const EmitContext& context, const CodeView& code, const Region& region,
                  Assembler& a)
@@ -57,6 +78,7 @@ void Emitter::head() {
 }
 
 void Emitter::one(const Insn& i) {
+  if (!spares_addend(i.kind)) addend_in_t1_ = GroupedAccess::kNone;
   switch (i.kind) {
     case Kind::verbatim:
       return verbatim(i);
@@ -64,8 +86,6 @@ void Emitter::one(const Insn& i) {
       return;
     case Kind::lea:
       return lea(i);
-    case Kind::jcc:
-      return jcc(i);
     case Kind::absolute_mov:
       return absolute_mov(i);
     case Kind::push:
@@ -74,18 +94,6 @@ void Emitter::one(const Insn& i) {
       return pop(i);
     case Kind::leave:
       return leave(i);
-    case Kind::call:
-      return call(i);
-    case Kind::ret:
-      return ret(i);
-    default:
-      addend_in_t1_ = GroupedAccess::kNone;  // they use kT1 as they like
-      return other(i);
-  }
-}
-
-void Emitter::other(const Insn& i) {
-  switch (i.kind) {
     case Kind::divide:
       return divide(i);
     case Kind::load_mxcsr:
@@ -94,8 +102,14 @@ void Emitter::other(const Insn& i) {
       return jump(i);
     case Kind::jump_indirect:
       return jump_indirect(i);
+    case Kind::jcc:
+      return jcc(i);
+    case Kind::call:
+      return call(i);
     case Kind::call_indirect:
       return call_indirect(i);
+    case Kind::ret:
+      return ret(i);
     case Kind::cli:
     case Kind::sti:
     case Kind::swapgs:
@@ -105,7 +119,7 @@ void Emitter::other(const Insn& i) {
       return pushf(i);
     case Kind::bit_string:
       return bit_string(i);
-    default:
+    case Kind::steps:
       return steps(i);
   }
 }

@@ -48,7 +48,6 @@ class Emitter {
   // ---- emitter.cpp: blocks, flags, positions
   void head();
   void one(const Insn& i);
-  void other(const Insn& i);
   [[nodiscard]] std::uint16_t page_offset(const Insn& i) const noexcept {
     return static_cast<std::uint16_t>(code_.page_offset + i.offset);
   }

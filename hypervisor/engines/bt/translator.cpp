@@ -381,27 +381,28 @@ std::uint64_t Translator::go_on(std::uint64_t va) {
   return code;
 }
 
-std::uint64_t Translator::link(std::uint64_t offset, std::uint64_t field) {
+/// go_on(), and link(code) if there is some and what is to lead there has not gone meanwhile.
+template <class Link>
+std::uint64_t Translator::go_on_linked(std::uint64_t va, Link&& link) {
   const std::uint64_t evictions = cache_.evictions();
-  const std::uint64_t va = in_page(offset);
   const std::uint64_t code = go_on(va);
-  if (code != stubs_.leave && evictions == cache_.evictions()) {
-    cache_.link(field, jump_entry(va).chain);
-  }
+  if (code != stubs_.leave && evictions == cache_.evictions()) link(code);
   return code;
+}
+
+std::uint64_t Translator::link(std::uint64_t offset, std::uint64_t field) {
+  const std::uint64_t va = in_page(offset);
+  return go_on_linked(va, [&](std::uint64_t) { cache_.link(field, jump_entry(va).chain); });
 }
 
 /// A jump to another page goes there directly as long as it comes from the same VA in the same
 /// context.
 std::uint64_t Translator::link_far(std::uint64_t va, std::uint64_t at) {
-  const std::uint64_t evictions = cache_.evictions();
   const std::uint64_t page = state_->page_va;
-  const std::uint64_t code = go_on(va);
-  if (code != stubs_.leave && evictions == cache_.evictions()) {
+  return go_on_linked(va, [&](std::uint64_t code) {
     cache_.link_far(at,
                     {.page_va = page, .context = context(), .target = code, .miss = stubs_.far});
-  }
-  return code;
+  });
 }
 
 /// A block that was dropped is entered once more. From then on it leads to its successor, which is
@@ -410,12 +411,7 @@ std::uint64_t Translator::stale(std::uint32_t entry) {
   const std::uint64_t va = in_page(cache_.dropped_offset(entry));
   // What is known of the VA may be this block, or an older one that leads here.
   jump_entry(va) = {};
-  const std::uint64_t evictions = cache_.evictions();
-  const std::uint64_t code = go_on(va);
-  if (code != stubs_.leave && evictions == cache_.evictions()) {
-    cache_.redirect(entry, jump_entry(va).chain);
-  }
-  return code;
+  return go_on_linked(va, [&](std::uint64_t) { cache_.redirect(entry, jump_entry(va).chain); });
 }
 
 std::uint64_t Translator::over_budget(std::uint64_t offset, std::uint64_t count) {

@@ -88,6 +88,8 @@ class Translator final : public interp::Accelerator {
   const TranslatedBlock* translate(const CodeView& code, TranslatedBlock block);
   /// Guest code goes on at `va`: where in host code.
   std::uint64_t go_on(std::uint64_t va);
+  template <class Link>
+  std::uint64_t go_on_linked(std::uint64_t va, Link&& link);
   std::uint64_t leave(interp::Leave why) noexcept;
   [[nodiscard]] std::uint64_t in_page(std::uint64_t offset) const noexcept;
   /// Takes back what the head of the block counted for the instructions from `site` on.
