@@ -2,7 +2,7 @@
 #include <utility>
 
 #include "engines/bt/emitter.hpp"
-#include "engines/bt/slice_pool.hpp"
+#include "engines/bt/window.hpp"
 #include "engines/interp/vector.hpp"
 
 namespace strata::bt {
@@ -19,6 +19,7 @@ bool is_fs_or_gs(ZydisRegister segment) {
 }  // namespace
 
 void Emitter::load_page_va(Reg to, std::int64_t plus) {
+  if (to == kT2) homed_in_t2_ = kNotHomed;
   a_.load(to, absolute(&c_.state->page_va));
   if (plus != 0) {
     a_.lea(to, {.base = to, .disp = static_cast<std::int32_t>(plus)}, long_mode());
@@ -46,7 +47,7 @@ Reg Emitter::address(const Insn& i, const ZydisDecodedOperand& op) {
     if (has_base) ea.base = value(m.base, kT0);
     if (has_index) {
       ea.index = value(m.index, kT1);
-      if (ea.index == kT1) addend_in_t1_ = GroupedAccess::kNone;
+      if (ea.index == kT1) group_in_t1_ = GroupedAccess::kNone;
       while ((1U << ea.scale) < m.scale) ++ea.scale;
     }
     if (wide && has_base && !has_index && disp == 0 && !segment) return ea.base;
@@ -57,6 +58,7 @@ Reg Emitter::address(const Insn& i, const ZydisDecodedOperand& op) {
     if (!long_mode()) check_limit(i, m.segment, op.size / 8U);
     const Mem base = absolute(&c_.core->segment_base[name]);
     if (code_.windowed) {
+      homed_in_t2_ = kNotHomed;
       a_.load(kT2, base);  // EFLAGS may be the guest's
       a_.lea(kT0, {.base = kT0, .index = kT2});
     } else {
@@ -69,6 +71,7 @@ Reg Emitter::address(const Insn& i, const ZydisDecodedOperand& op) {
 /// FS and GS are not flat even where everything else is.
 void Emitter::check_limit(const Insn& i, ZydisRegister segment, unsigned size) {
   const unsigned which = segment == ZYDIS_REGISTER_FS ? 0 : 1;
+  homed_in_t2_ = kNotHomed;
   a_.lea(kT2, {.base = kT0, .disp = static_cast<std::int32_t>(size) - 1});
   a_.alu(7, kT2, absolute(&c_.state->segment_limit[which]));
   const std::uint32_t site = add_site(i);
@@ -78,7 +81,7 @@ void Emitter::check_limit(const Insn& i, ZydisRegister segment, unsigned size) {
 void Emitter::check(const Insn& i, Reg va, unsigned size, bool write, bool aligned,
                     std::uint64_t stub) {
   if (stub == 0) stub = c_.stubs->memory;
-  addend_in_t1_ = GroupedAccess::kNone;
+  forget_temporaries();
   const std::uint32_t site = add_site(i, write, size);
   last_site_ = site;
   c_.cache->site(site).aligned = aligned;
@@ -109,14 +112,12 @@ void Emitter::check(const Insn& i, Reg va, unsigned size, bool write, bool align
 bool Emitter::check_grouped(const Insn& i, Reg base) {
   const GroupedAccess& access = i.access;
   if (!access.is_grouped()) return false;
-  const auto index = static_cast<std::size_t>(static_cast<std::uint8_t>(access.group));
-  std::uint64_t& addend = c_.state->group_addend[index];
   if (!access.first) {
-    a_.load(kT1, absolute(&addend));
+    a_.load(kT1, group_slot(i));
     return true;
   }
   spill_flags();
-  const AccessGroup& g = region_.groups[index];
+  const AccessGroup& g = region_.groups[group_of(i)];
   const auto span = static_cast<unsigned>(g.to - g.from);
   a_.lea(kT0, {.base = base, .disp = g.from - access.moved});
   check(i, kT0, span, g.write, false, c_.stubs->group);
@@ -124,7 +125,7 @@ bool Emitter::check_grouped(const Insn& i, Reg base) {
   site.first_at = static_cast<std::uint16_t>(access.at - g.from);
   site.first_size = access.size;
   site.first_write = access.write;
-  a_.store(absolute(&addend), kT1);
+  a_.store(group_slot(i), kT1);
   return true;
 }
 
@@ -156,8 +157,11 @@ void Emitter::begin_access(const Insn& i, unsigned size, bool write, bool aligne
                            std::function<void()> va) {
   const std::uint32_t site = add_site(i, write, size);
   c_.cache->site(site).aligned = aligned;
-  open_access_ = WindowAccess{
-      .site = site, .begin = a_.here(), .va = std::move(va), .flags_at_begin = in_host_};
+  open_access_ = WindowAccess{.site = site,
+                              .begin = a_.here(),
+                              .va = std::move(va),
+                              .flags_at_begin = in_host_,
+                              .homed_in_t2 = homed_in_t2_};
 }
 
 void Emitter::accessed() {
@@ -177,23 +181,17 @@ void Emitter::emit_window_exits() {
     if (w.save_flags) store_flags();
     w.va();
     call_stub(c_.stubs->window, w.site);
-    if (!w.flags_at_begin && w.addend == nullptr) continue;
+    if (!w.flags_at_begin && !w.group && w.homed_in_t2 == kNotHomed) continue;
     c_.cache->site(w.site).resume = static_cast<std::uint32_t>(a_.here());
-    if (w.addend != nullptr) {
-      if (w.in_code_slice) {
-        load_code_addend();
-      } else {
-        load_addend(kT0);  // the VA, still
-      }
-      a_.store(absolute(w.addend), kT1);
-    }
+    if (w.group) a_.load(kT1, *w.group);
     if (w.flags_at_begin) load_flags();
+    if (w.homed_in_t2 != kNotHomed) a_.load(kT2, absolute(&c_.core->r[w.homed_in_t2]));
     a_.jmp(w.begin);
   }
 }
 
 void Emitter::load_addend(Reg va) {
-  addend_in_t1_ = GroupedAccess::kNone;
+  group_in_t1_ = GroupedAccess::kNone;
   // RORX leaves EFLAGS alone, and MOVZX takes bits 40 to 47.
   a_.vex_reg({.map = 3, .w = 1, .pp = 3, .code = 0xF0}, kT1, va);
   a_.byte(kSliceShift);
@@ -204,39 +202,41 @@ void Emitter::load_addend(Reg va) {
   a_.load(kT1, slice);
 }
 
-bool Emitter::take_addend(const Insn& i) {
-  if (addend_in_t1_ == i.access.group) {
-    open_access_->addend = &group_addend(i);
-    return false;
+Mem Emitter::grouped_operand(const Insn& i, std::int32_t disp) {
+  const AccessGroup& g = region_.groups[group_of(i)];
+  if (group_in_t1_ == i.access.group) {
+    open_access_->group = group_slot(i);
+  } else if (i.access.first) {
+    look_up_group(i);
+  } else {
+    a_.load(kT1, group_slot(i));
   }
-  addend_in_t1_ = i.access.group;
-  if (!i.access.first) a_.load(kT1, absolute(&group_addend(i)));
-  return i.access.first;
+  group_in_t1_ = i.access.group;
+  if (g.anchored) return {.base = kT1, .disp = i.access.at};
+  return {.base = static_cast<Reg>(g.pointer.base), .index = kT1, .disp = disp};
 }
 
-void Emitter::load_addend(const Insn& i, Reg base) {
-  if (!i.access.is_grouped()) return load_addend(base);
-  if (!take_addend(i)) return;
-  load_addend(base);
-  a_.store(absolute(&group_addend(i)), kT1);
-  addend_in_t1_ = i.access.group;
-}
-
-void Emitter::load_code_addend() {
-  a_.load(kT0, absolute(&c_.state->page_va));
-  load_addend(kT0);
-  a_.lea(kT1, {.base = kT0, .index = kT1});
-}
-
-/// RIP-relative: a group's addend includes the VA of the page that executes.
-Mem Emitter::in_code_slice(const Insn& i, const ZydisDecodedOperand& op) {
-  open_access_->in_code_slice = true;
-  if (take_addend(i)) {
-    load_code_addend();
-    a_.store(absolute(&group_addend(i)), kT1);
-    addend_in_t1_ = i.access.group;
+void Emitter::look_up_group(const Insn& i) {
+  const AccessGroup& g = region_.groups[group_of(i)];
+  const Pointer& p = g.pointer;
+  Reg va = kT0;
+  if (p.base == Pointer::kPage) {
+    a_.load(kT0, absolute(&c_.state->page_va));
+  } else {
+    Mem ea{.disp = g.anchored ? -i.access.moved : 0};
+    if (p.base != Pointer::kNothing) ea.base = va = value(p.base, kT0);
+    if (p.index != Pointer::kNothing) {
+      ea.index = value(p.index, kT1);
+      while ((1U << ea.scale) < p.scale) ++ea.scale;
+    }
+    if (ea.index != kNoReg || ea.disp != 0) {
+      va = kT0;
+      a_.lea(kT0, ea);
+    }
   }
-  return {.base = kT1, .disp = static_cast<std::int32_t>(end_of(i) + op.mem.disp.value)};
+  load_addend(va);
+  if (g.anchored) a_.lea(kT1, {.base = va, .index = kT1});
+  a_.store(group_slot(i), kT1);
 }
 
 Mem Emitter::windowed_operand(const Insn& i, const ZydisDecodedOperand& op, bool write,
@@ -246,21 +246,32 @@ Mem Emitter::windowed_operand(const Insn& i, const ZydisDecodedOperand& op, bool
     if (va != kT0) a_.mov(kT0, va);
   });
   const auto& m = op.mem;
-  if (m.base == ZYDIS_REGISTER_RIP && i.access.is_grouped()) return in_code_slice(i, op);
   const bool has_index = m.index != ZYDIS_REGISTER_NONE && m.scale != 0;
-  const bool plain = i.insn.address_width == 64 && !has_index && m.base != ZYDIS_REGISTER_NONE &&
-                     m.base != ZYDIS_REGISTER_RIP && !is_fs_or_gs(m.segment);
-  if (!plain) {
+  const std::int64_t distance = m.disp.has_displacement ? m.disp.value : 0;
+  const auto disp = static_cast<std::int32_t>(distance);
+  // The slice of the base: what a displacement or a near index leads to beyond it is a guard zone.
+  Mem mem{.base = kT1, .disp = disp};
+  if (i.access.is_grouped()) {
+    mem = grouped_operand(i, disp);
+  } else if (i.insn.address_width != 64 || m.base == ZYDIS_REGISTER_RIP || is_fs_or_gs(m.segment) ||
+             (has_index && !i.access.near_index) || disp != distance) {
     const Reg va = address(i, op);
     load_addend(va);
     return {.base = va, .index = kT1};
+  } else if (m.base == ZYDIS_REGISTER_NONE) {
+    group_in_t1_ = GroupedAccess::kNone;
+    a_.load(kT1, absolute(&c_.state->slices[slice_of(static_cast<std::uint64_t>(distance))]));
+  } else {
+    const Reg base = value(m.base, kT0);
+    load_addend(base);
+    if (!has_index) return {.base = base, .index = kT1, .disp = disp};
+    a_.lea(kT1, {.base = base, .index = kT1});
   }
-  // The slice of the base: a displacement beyond it reaches a guard zone.
-  const Reg base = value(m.base, kT0);
-  load_addend(i, base);
-  return {.base = base,
-          .index = kT1,
-          .disp = static_cast<std::int32_t>(m.disp.has_displacement ? m.disp.value : 0)};
+  if (has_index && i.access.near_index) {
+    mem.index = value(m.index, kT0);
+    while ((1U << mem.scale) < m.scale) ++mem.scale;
+  }
+  return mem;
 }
 
 }  // namespace strata::bt

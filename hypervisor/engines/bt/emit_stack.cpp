@@ -6,7 +6,8 @@ namespace strata::bt {
 Mem Emitter::push_slot(const Insn& i) {
   if (windowed(i)) {
     begin_access(i, word(), true, false, [this] { a_.lea(kT0, {.base = kRsp, .disp = -8}); });
-    load_addend(i, kRsp);
+    if (i.access.is_grouped()) return grouped_operand(i, -8);
+    load_addend(kRsp);
     return {.base = kRsp, .index = kT1, .disp = -8};
   }
   if (check_grouped(i, kRsp)) return {.base = kRsp, .index = kT1, .disp = -8};
@@ -23,7 +24,8 @@ void Emitter::move_stack_down() {
 Mem Emitter::stack_top(const Insn& i, Reg base) {
   if (windowed(i)) {
     begin_access(i, word(), false, false, [this, base] { a_.mov(kT0, base); });
-    load_addend(i, base);
+    if (i.access.is_grouped()) return grouped_operand(i, 0);
+    load_addend(base);
     return {.base = base, .index = kT1};
   }
   if (check_grouped(i, base)) return {.base = base, .index = kT1};
@@ -46,6 +48,7 @@ void Emitter::push(const Insn& i) {
   const ZydisDecodedOperand& op = i.ops[0];
   if (op.type == ZYDIS_OPERAND_TYPE_MEMORY) {
     const Mem source = operand(i, op, false);
+    homed_in_t2_ = kNotHomed;
     a_.op_mem({0, 0x8B}, long_mode(), kT2, source);
     accessed();
     a_.store(absolute(&c_.state->target), kT2);
@@ -58,7 +61,9 @@ void Emitter::push(const Insn& i) {
     a_.load(kT2, absolute(&c_.state->target));
     a_.op_mem({0, 0x89}, long_mode(), kT2, slot);
   } else {
-    a_.op_mem({0, 0x89}, long_mode(), value(op.reg.value, kT2), slot);
+    const Reg from = value(op.reg.value, kT2);
+    if (from == kT2) homed_in_t2_ = number(op.reg.value);
+    a_.op_mem({0, 0x89}, long_mode(), from, slot);
   }
   accessed();
   move_stack_down();
@@ -73,11 +78,12 @@ void Emitter::pop(const Insn& i) {
   accessed();
   if (to == kRsp) return;  // what was popped is the new RSP
   a_.lea(kRsp, {.base = kRsp, .disp = static_cast<std::int32_t>(word())}, long_mode());
-  if (homed) a_.store(absolute(&c_.core->r[n]), to);
+  if (homed) store_home(n);
 }
 
 void Emitter::leave(const Insn& i) {
   const Mem top = stack_top(i, kRbp);
+  homed_in_t2_ = kNotHomed;
   a_.op_mem({0, 0x8B}, long_mode(), kT2, top);
   accessed();
   a_.lea(kRsp, {.base = kRbp, .disp = static_cast<std::int32_t>(word())}, long_mode());

@@ -31,6 +31,42 @@ const ZydisDecodedOperand* general(const Insn& i, ZydisOperandEncoding encoding)
   return nullptr;
 }
 
+/// What keeps its other bits, or may be left as it is.
+bool is_kept_partly(const Insn& i, const ZydisDecodedOperand& o) {
+  return (o.actions & ZYDIS_OPERAND_ACTION_WRITE) == 0 || o.size < 32 || flag_effect(i).may_keep ||
+         i.insn.mnemonic == ZYDIS_MNEMONIC_BSF || i.insn.mnemonic == ZYDIS_MNEMONIC_BSR;
+}
+
+HomedRegisters homed_registers(const Insn& i) {
+  HomedRegisters homed;
+  for (const auto encoding : {ZYDIS_OPERAND_ENCODING_MODRM_REG, ZYDIS_OPERAND_ENCODING_MODRM_RM,
+                              ZYDIS_OPERAND_ENCODING_NDSNDD, ZYDIS_OPERAND_ENCODING_OPCODE}) {
+    const ZydisDecodedOperand* o = general(i, encoding);
+    if (o == nullptr || !is_homed(Emitter::number(o->reg.value))) continue;
+    const bool writes = (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
+    const bool reads =
+        !writes || (o->actions & ZYDIS_OPERAND_ACTION_MASK_READ) != 0 || is_kept_partly(i, *o);
+    homed.add(
+        {.number = Emitter::number(o->reg.value), .operands = 1, .read = reads, .written = writes});
+  }
+  return homed;
+}
+
+/// It does the same with its last operand in memory, of the same size.
+bool may_be_in_memory(const Insn& i) {
+  if (i.opcode.cls != isa::OpcodeClass::integer) return false;
+  switch (i.insn.mnemonic) {
+    case ZYDIS_MNEMONIC_BT:  // the bit's number would reach farther
+    case ZYDIS_MNEMONIC_BTS:
+    case ZYDIS_MNEMONIC_BTR:
+    case ZYDIS_MNEMONIC_BTC:
+    case ZYDIS_MNEMONIC_XCHG:  // would lock
+      return false;
+    default:
+      return true;
+  }
+}
+
 /// SPL, BPL, SIL, DIL: only with a REX prefix.
 bool needs_rex(const Insn& i) {
   return std::any_of(i.ops.begin(), i.ops.begin() + i.insn.operand_count_visible,
@@ -74,41 +110,57 @@ void Emitter::verbatim(const Insn& i) {
     spill_flags();
   }
 
-  RegisterMap map{};
-  for (unsigned n = 0; n < 16; ++n) map[n] = static_cast<Reg>(n);
-  std::array<unsigned, 3> homed{};
-  std::array<bool, 3> written{};
-  unsigned used = 0;
-  if (long_mode()) {
-    for (const auto encoding : {ZYDIS_OPERAND_ENCODING_MODRM_REG, ZYDIS_OPERAND_ENCODING_MODRM_RM,
-                                ZYDIS_OPERAND_ENCODING_NDSNDD, ZYDIS_OPERAND_ENCODING_OPCODE}) {
-      const ZydisDecodedOperand* o = general(i, encoding);
-      if (o == nullptr || !is_homed(number(o->reg.value))) continue;
-      const unsigned n = number(o->reg.value);
-      const bool writes = (o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
-      const auto known = std::find(homed.begin(), homed.begin() + used, n);
-      if (known != homed.begin() + used) {
-        written[static_cast<std::size_t>(known - homed.begin())] |= writes;
-        continue;
-      }
-      // With a memory operand one temporary is free; adding up the address frees another.
-      if (used == 1 && mem && (mem->index != kNoReg || mem->base == kT1)) {
-        a_.lea(kT0, *mem);
-        mem = Mem{.base = kT0};
-      }
-      map[n] = used == 0 ? kT2 : used == 1 ? kT1 : kT0;
-      a_.load(map[n], absolute(&c_.core->r[n]));
-      homed[used] = n;
-      written[used++] = writes;
-    }
-  }
+  HomedRegisters homed;
+  if (long_mode()) homed = homed_registers(i);
+  if (!mem) mem = operand_at_home(i, homed);
+  const RegisterMap map = load_homed(homed, mem);
   encode(i, map, mem ? &*mem : nullptr);
   accessed();
-  if (used > 1) addend_in_t1_ = GroupedAccess::kNone;
-  for (unsigned n = 0; n < used; ++n) {
-    if (written[n]) a_.store(absolute(&c_.core->r[homed[n]]), map[homed[n]]);
+  for (const HomedRegister& h : homed.list()) {
+    if (h.written) a_.store(absolute(&c_.core->r[h.number]), map[h.number]);
   }
   flags_written(i);
+}
+
+/// Instead of a register that is only read its home, where encodings have either.
+std::optional<Mem> Emitter::operand_at_home(const Insn& i, HomedRegisters& homed) {
+  const ZydisDecodedOperand* rm = general(i, ZYDIS_OPERAND_ENCODING_MODRM_RM);
+  if (rm == nullptr || !may_be_in_memory(i)) return {};
+  const unsigned n = number(rm->reg.value);
+  const auto only_there = [n, rm](const HomedRegister& h) {
+    return h.number == n && !h.written && h.operands == 1;
+  };
+  if (n == homed_in_t2_ || !homed.remove_if(only_there)) return {};
+  return absolute(&c_.core->r[n]);
+}
+
+/// Host registers for them: kT2 for the one that it holds already, or that is worth keeping there.
+Emitter::RegisterMap Emitter::load_homed(HomedRegisters& homed, std::optional<Mem>& mem) {
+  RegisterMap map{};
+  for (unsigned n = 0; n < 16; ++n) map[n] = static_cast<Reg>(n);
+  if (homed.count == 0) return map;
+  const auto list = homed.list();
+  auto kept = std::find_if(list.begin(), list.end(),
+                           [this](const auto& h) { return h.number == homed_in_t2_; });
+  if (kept == list.end()) {
+    kept = std::find_if(list.begin(), list.end(), [](const auto& h) { return h.written; });
+  }
+  if (kept != list.end()) std::iter_swap(list.begin(), kept);
+  // With a memory operand one temporary is free; adding up the address frees another.
+  if (homed.count > 1 && mem && (mem->index != kNoReg || mem->base == kT1)) {
+    a_.lea(kT0, *mem);
+    mem = Mem{.base = kT0};
+  }
+  constexpr std::array kTemporaries = {kT2, kT1, kT0};
+  for (std::size_t k = 0; k < list.size(); ++k) {
+    const HomedRegister& h = list[k];
+    map[h.number] = kTemporaries[k];
+    if (k == 0 && h.number == homed_in_t2_) continue;
+    if (h.read) a_.load(kTemporaries[k], absolute(&c_.core->r[h.number]));
+  }
+  homed_in_t2_ = list.front().number;
+  if (homed.count > 1) group_in_t1_ = GroupedAccess::kNone;
+  return map;
 }
 
 void Emitter::encode(const Insn& i, const RegisterMap& map, const Mem* mem) {
@@ -270,7 +322,7 @@ void Emitter::need_simd(const Insn& i, SimdLevel level) {
     call_stub(c_.stubs->simd, site);
   });
   simd_ = level;
-  addend_in_t1_ = GroupedAccess::kNone;
+  forget_temporaries();
 }
 
 void Emitter::need_x87(const Insn& i) {
@@ -280,7 +332,7 @@ void Emitter::need_x87(const Insn& i) {
   a_.alu_imm8(7, absolute(&c_.state->x87_live), 0);
   cold(a_.jcc_later(kEqual), [this, site] { call_stub(c_.stubs->x87, site); });
   x87_ = true;
-  addend_in_t1_ = GroupedAccess::kNone;
+  forget_temporaries();
 }
 
 // ---- special cases ------------------------------------------------------------------------------
@@ -299,7 +351,7 @@ void Emitter::lea(const Insn& i) {
     if (m.base != ZYDIS_REGISTER_NONE && m.base != ZYDIS_REGISTER_RIP) ea.base = value(m.base, kT0);
     if (m.index != ZYDIS_REGISTER_NONE && m.scale != 0) {
       ea.index = value(m.index, kT1);
-      if (ea.index == kT1) addend_in_t1_ = GroupedAccess::kNone;
+      if (ea.index == kT1) group_in_t1_ = GroupedAccess::kNone;
       while ((1U << ea.scale) < m.scale) ++ea.scale;
     }
     if (m.base == ZYDIS_REGISTER_RIP) {
@@ -318,12 +370,12 @@ void Emitter::lea(const Insn& i) {
     if (m.base != ZYDIS_REGISTER_NONE) ea.base = value(m.base, kT0);
     if (m.index != ZYDIS_REGISTER_NONE && m.scale != 0) {
       ea.index = value(m.index, kT1);
-      if (ea.index == kT1) addend_in_t1_ = GroupedAccess::kNone;
+      if (ea.index == kT1) group_in_t1_ = GroupedAccess::kNone;
       while ((1U << ea.scale) < m.scale) ++ea.scale;
     }
     a_.lea(to, ea, wide);
   }
-  if (homed) a_.store(absolute(&c_.core->r[dst]), to);
+  if (homed) store_home(dst);
 }
 
 /// MOV between the accumulator and an address in the instruction.

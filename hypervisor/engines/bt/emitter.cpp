@@ -5,8 +5,9 @@
 namespace strata::bt {
 namespace {
 
-/// Its code keeps account of what it does to kT1. The others use it as they like.
-bool spares_addend(Kind kind) {
+/// Its code keeps account of what it does to kT1 and kT2. The others use them as they like, but
+/// keep nothing there.
+bool spares_temporaries(Kind kind) {
   switch (kind) {
     case Kind::verbatim:
     case Kind::nothing:
@@ -46,6 +47,7 @@ bool Emitter::emit() {
     if ((last.kind == Kind::jcc ? last.live_straight : last.live_after) != 0) spill_flags();
     go(end_of(last), false);
   }
+  forget_temporaries();
   for (std::size_t n = 0; n < cold_.size(); ++n) {
     // Cold code may itself add cold code.
     const Cold c = cold_[n];
@@ -78,7 +80,7 @@ void Emitter::head() {
 }
 
 void Emitter::one(const Insn& i) {
-  if (!spares_addend(i.kind)) addend_in_t1_ = GroupedAccess::kNone;
+  if (!spares_temporaries(i.kind)) forget_temporaries();
   switch (i.kind) {
     case Kind::verbatim:
       return verbatim(i);
@@ -151,6 +153,7 @@ void Emitter::save_flags() {
 
 void Emitter::store_flags() {
   // LAHF and SETO, as interp/flags.hpp lays them out.
+  homed_in_t2_ = kNotHomed;
   a_.mov(kT2, kRax);
   a_.byte(0x9F);
   a_.op_reg({1, 0x90}, false, 0, kRax);
@@ -172,6 +175,7 @@ void Emitter::need_flags() {
 
 void Emitter::load_flags() {
   // 1 + 127 overflows, 0 + 127 does not; SAHF has the rest.
+  homed_in_t2_ = kNotHomed;
   a_.mov(kT2, kRax);
   a_.op_mem({1, 0xB7}, false, kRax, absolute(&c_.core->flags));
   a_.byte(0x04);
@@ -268,11 +272,27 @@ void Emitter::steps(const Insn& i) {
   }
 }
 
-Reg Emitter::value(ZydisRegister reg, Reg temporary) {
-  const unsigned n = number(reg);
+Reg Emitter::value(ZydisRegister reg, Reg temporary) { return value(number(reg), temporary); }
+
+Reg Emitter::value(unsigned n, Reg temporary) {
   if (!long_mode() || !is_homed(n)) return static_cast<Reg>(n);
-  a_.load(temporary, absolute(&c_.core->r[n]));
+  if (n != homed_in_t2_) {
+    if (temporary == kT2) homed_in_t2_ = kNotHomed;
+    a_.load(temporary, absolute(&c_.core->r[n]));
+  } else if (temporary != kT2) {
+    a_.mov(temporary, kT2);
+  }
   return temporary;
+}
+
+void Emitter::store_home(unsigned n) {
+  a_.store(absolute(&c_.core->r[n]), kT2);
+  homed_in_t2_ = n;
+}
+
+void Emitter::forget_temporaries() noexcept {
+  group_in_t1_ = GroupedAccess::kNone;
+  homed_in_t2_ = kNotHomed;
 }
 
 unsigned Emitter::number(ZydisRegister reg) noexcept {

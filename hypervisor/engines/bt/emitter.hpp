@@ -10,8 +10,11 @@
 //   vector registers  in the host's once NativeState::simd_live says so.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "engines/bt/assembler.hpp"
@@ -32,11 +35,45 @@ struct EmitContext {
   interp::TlbEntry* tlb = nullptr;  ///< entries of the data mode
 };
 
+/// A guest register without a host register that an instruction names.
+struct HomedRegister {
+  unsigned number = 0;
+  unsigned operands = 0;  ///< that name it
+  bool read = false, written = false;
+};
+/// All of an instruction's.
+struct HomedRegisters {
+  std::array<HomedRegister, 3> registers{};
+  std::size_t count = 0;
+  [[nodiscard]] std::span<HomedRegister> list() noexcept { return {registers.data(), count}; }
+  void add(const HomedRegister& h) noexcept {
+    for (HomedRegister& known : list()) {
+      if (known.number != h.number) continue;
+      known.operands += h.operands;
+      known.read |= h.read;
+      known.written |= h.written;
+      return;
+    }
+    registers.at(count++) = h;
+  }
+  /// False: there is none such.
+  template <class Predicate>
+  bool remove_if(Predicate&& p) noexcept {
+    const auto all = list();
+    const auto left = std::remove_if(all.begin(), all.end(), p);
+    const bool any = left != all.end();
+    count = static_cast<std::size_t>(left - all.begin());
+    return any;
+  }
+};
+
 class Emitter {
  public:
   Emitter(const EmitContext& context, const CodeView& code, const Region& region, Assembler& a);
   /// Emits the whole region. False: something in it has no steps (an internal error).
   bool emit();
+  /// A general register's number.
+  [[nodiscard]] static unsigned number(ZydisRegister reg) noexcept;
   /// For an instruction in two pages: what code of the first page may jump to. The second page's
   /// mapping decides what the instruction is, so it is looked up by VA each time.
   void emit_detour();
@@ -44,6 +81,8 @@ class Emitter {
  private:
   /// A host register for each guest register an instruction names.
   using RegisterMap = std::array<Reg, 16>;
+
+  static constexpr unsigned kNotHomed = ~0U;
 
   // ---- emitter.cpp: blocks, flags, positions
   void head();
@@ -91,20 +130,19 @@ class Emitter {
                     std::function<void()> va);
   /// kT1 becomes what is to be added to VAs in the slice of `va`. EFLAGS survive.
   void load_addend(Reg va);
-  /// ... for an open access off `base`, whose group may have looked it up already.
-  void load_addend(const Insn& i, Reg base);
+  /// The operand of an open access of a group, at `disp` from its pointer; kT1 holds what was
+  /// looked up for the group. An index is not in it yet.
+  Mem grouped_operand(const Insn& i, std::int32_t disp);
+  void look_up_group(const Insn& i);
   /// Behind the host instruction of an access, before anything of its effects is written down.
   void accessed();
   void emit_window_exits();
   Mem windowed_operand(const Insn& i, const ZydisDecodedOperand& op, bool write, bool aligned);
-  Mem in_code_slice(const Insn& i, const ZydisDecodedOperand& op);
-  /// kT1 becomes the VA of the page that executes and what is to be added in its slice.
-  void load_code_addend();
-  /// kT1 holds the addend of i's group. True: it is to be made.
-  bool take_addend(const Insn& i);
-  [[nodiscard]] std::uint64_t& group_addend(const Insn& i) const {
-    return c_.state
-        ->group_addend[static_cast<std::size_t>(static_cast<std::uint8_t>(i.access.group))];
+  [[nodiscard]] static std::size_t group_of(const Insn& i) noexcept {
+    return static_cast<std::uint8_t>(i.access.group);
+  }
+  [[nodiscard]] Mem group_slot(const Insn& i) const noexcept {
+    return absolute(&c_.state->group[group_of(i)]);
   }
   [[nodiscard]] bool windowed(const Insn& i) const {
     return code_.goes_through_window(page_offset(i));
@@ -112,6 +150,8 @@ class Emitter {
 
   // ---- emit_verbatim.cpp
   void verbatim(const Insn& i);
+  std::optional<Mem> operand_at_home(const Insn& i, HomedRegisters& homed);
+  RegisterMap load_homed(HomedRegisters& homed, std::optional<Mem>& mem);
   void encode(const Insn& i, const RegisterMap& map, const Mem* mem);
   void prefixes(const Insn& i);
   void encode_legacy(const Insn& i, const RegisterMap& map, const Mem* mem);
@@ -173,7 +213,10 @@ class Emitter {
   [[nodiscard]] bool long_mode() const noexcept { return code_.mode.bits == 64; }
   /// The host register with the guest register's value: itself, or `temporary` loaded from home.
   Reg value(ZydisRegister reg, Reg temporary);
-  [[nodiscard]] static unsigned number(ZydisRegister reg) noexcept;
+  Reg value(unsigned number, Reg temporary);
+  /// kT2 is what that guest register becomes. Homes are always up to date: any fault finds them so.
+  void store_home(unsigned number);
+  void forget_temporaries() noexcept;
 
   const EmitContext& c_;
   const CodeView& code_;
@@ -190,17 +233,18 @@ class Emitter {
     std::uint32_t site = 0;
     std::uint64_t begin = 0, end = 0;
     std::function<void()> va;
-    bool flags_at_begin = false;      ///< EFLAGS held the guest's flags
-    std::uint64_t* addend = nullptr;  ///< of its group; kT1 held it at the beginning
-    bool in_code_slice = false;       ///< what that is, for RIP-relative accesses
-    bool save_flags = false;          ///< and nothing else did when it faulted
+    bool flags_at_begin = false;       ///< EFLAGS held the guest's flags
+    unsigned homed_in_t2 = kNotHomed;  ///< as at the beginning
+    std::optional<Mem> group{};        ///< slot of its group, which kT1 held at the beginning
+    bool save_flags = false;           ///< and nothing else did when it faulted
   };
   std::optional<WindowAccess> open_access_;
   std::vector<WindowAccess> window_accesses_;
-  std::int8_t addend_in_t1_ = GroupedAccess::kNone;  ///< the group whose addend kT1 holds
-  bool in_host_ = false;                             ///< EFLAGS hold the guest's flags
-  bool in_memory_ = true;                            ///< Core::flags does
-  SimdLevel simd_ = kSimdInMemory;                   ///< known to be loaded at least this far
+  unsigned homed_in_t2_ = kNotHomed;                ///< the homed register whose value kT2 is
+  std::int8_t group_in_t1_ = GroupedAccess::kNone;  ///< the group whose slot kT1 holds
+  bool in_host_ = false;                            ///< EFLAGS hold the guest's flags
+  bool in_memory_ = true;                           ///< Core::flags does
+  SimdLevel simd_ = kSimdInMemory;                  ///< known to be loaded at least this far
   bool x87_ = false;
   std::uint32_t last_site_ = 0;
   bool ended_ = false;

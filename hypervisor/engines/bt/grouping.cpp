@@ -1,9 +1,12 @@
-// Which accesses of a region one TLB check can stand for. Half of all accesses are to the stack
-// frame, and most of the others follow one pointer.
+// Which accesses of a region one TLB check or look-up of a slice can stand for. Half of all
+// accesses are to the stack frame, and most of the others follow one pointer.
 #include <algorithm>
 #include <array>
 
+#include "engines/bt/native_state.hpp"
 #include "engines/bt/region.hpp"
+#include "engines/bt/register_ranges.hpp"
+#include "engines/bt/slice_pool.hpp"
 #include "engines/interp/vector.hpp"
 
 namespace strata::bt {
@@ -11,18 +14,18 @@ namespace {
 
 /// Spans beyond this cross a page's end too often.
 constexpr std::int32_t kLongestSpan = 512;
+/// Through a window only the slice is in common, and its guard zones are wide.
+constexpr std::int64_t kReach = 1 << 30;
 constexpr std::size_t kMostGroups = 24;
 constexpr unsigned kStackPointer = 4, kFramePointer = 5;
-/// Stands for the page that executes, as the base of RIP-relative accesses.
-constexpr unsigned kPage = 16, kBases = 17;
 
-unsigned number_of(ZydisRegister reg) {
-  return static_cast<unsigned>(ZydisRegisterGetId(reg)) & 15U;
+std::uint8_t number_of(ZydisRegister reg) {
+  return static_cast<std::uint8_t>(ZydisRegisterGetId(reg) & 15);
 }
 
-/// An access to [base + distance].
+/// An access to [pointer + distance].
 struct Access {
-  unsigned base = 0;
+  Pointer pointer{};
   std::int32_t distance = 0;
   unsigned size = 0;
   bool write = false;
@@ -30,51 +33,54 @@ struct Access {
 
 /// The access of an instruction that has exactly one of this form.
 std::optional<Access> access_of(const Insn& i, const CodeView& code) {
-  const bool windowed = code.windowed;
   const bool immediate_or_register = i.ops[0].type != ZYDIS_OPERAND_TYPE_MEMORY;
   switch (i.kind) {
     case Kind::push:
       if (!immediate_or_register) return {};
-      return Access{kStackPointer, -8, 8, true};
+      return Access{{.base = kStackPointer}, -8, 8, true};
     case Kind::call:
-      return Access{kStackPointer, -8, 8, true};
+      return Access{{.base = kStackPointer}, -8, 8, true};
     case Kind::pop:
     case Kind::ret:
-      return Access{kStackPointer, 0, 8, false};
+      return Access{{.base = kStackPointer}, 0, 8, false};
     case Kind::leave:
-      return Access{kFramePointer, 0, 8, false};
+      return Access{{.base = kFramePointer}, 0, 8, false};
     case Kind::verbatim:
       break;
     default:
       return {};
   }
   const ZydisDecodedOperand* m = memory_operand(i);
-  if (m == nullptr || i.insn.address_width != 64) return {};
-  if (m->mem.base == ZYDIS_REGISTER_NONE || (m->mem.base == ZYDIS_REGISTER_RIP && !windowed) ||
-      (m->mem.index != ZYDIS_REGISTER_NONE && m->mem.scale != 0) ||
-      m->mem.segment == ZYDIS_REGISTER_FS || m->mem.segment == ZYDIS_REGISTER_GS) {
+  if (m == nullptr || i.insn.address_width != 64 || m->mem.segment == ZYDIS_REGISTER_FS ||
+      m->mem.segment == ZYDIS_REGISTER_GS) {
     return {};
   }
+  const bool page = m->mem.base == ZYDIS_REGISTER_RIP;
+  const bool indexed = m->mem.index != ZYDIS_REGISTER_NONE && m->mem.scale != 0;
   const bool vector = i.opcode.cls == isa::OpcodeClass::vector;
-  // The host checks alignment where it checks the access.
   const bool aligned = (vector && interp::required_alignment(i.insn, *m) > 1) ||
                        i.insn.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
-  if (aligned && !windowed) {
-    return {};
-  }
+  // Through a window the host checks each access, and its alignment.
+  const bool plain = m->mem.base != ZYDIS_REGISTER_NONE && !page && !indexed && !aligned;
+  if (!plain && (!code.windowed || (m->mem.base == ZYDIS_REGISTER_NONE && !indexed))) return {};
   auto distance = m->mem.disp.has_displacement ? m->mem.disp.value : 0;
-  const bool page = m->mem.base == ZYDIS_REGISTER_RIP;
   if (page) distance += static_cast<std::int64_t>(code.page_offset) + i.offset + i.insn.length;
-  // Within the guard zone of a slice.
-  const std::int64_t reach = windowed ? 1 << 30 : 0x10000;
+  const std::int64_t reach = code.windowed ? kReach : 0x10000;
   if (distance < -reach || distance > reach) return {};
-  return Access{page ? kPage : number_of(m->mem.base), static_cast<std::int32_t>(distance),
-                m->size / 8U, (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0};
+  Pointer p{.base = page                                 ? Pointer::kPage
+                    : m->mem.base == ZYDIS_REGISTER_NONE ? Pointer::kNothing
+                                                         : number_of(m->mem.base)};
+  if (indexed) {
+    p.index = number_of(m->mem.index);
+    p.scale = m->mem.scale;
+  }
+  return Access{p, static_cast<std::int32_t>(distance), m->size / 8U,
+                (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0};
 }
 
 /// A register that has become itself and a number.
 struct Change {
-  unsigned base = 0;
+  unsigned reg = 0;
   std::int32_t by = 0;
 };
 
@@ -122,7 +128,6 @@ class Grouping {
   Grouping(const CodeView& code, Region& region)
       : code_{code}, region_{region}, windowed_{code.windowed} {
     region_.groups.clear();
-    open_.fill(GroupedAccess::kNone);
   }
 
   void run() {
@@ -130,50 +135,83 @@ class Grouping {
       i.access = {};
       const auto at = static_cast<std::uint16_t>(code_.page_offset + i.offset);
       const bool checked = windowed_ && !code_.goes_through_window(at);
-      if (const auto a = access_of(i, code_); a && !checked) add(i, *a);
+      if (auto a = access_of(i, code_); a && !checked) {
+        // An index that can not lead out of the guard zones is no part of the pointer.
+        const bool near = is_near(*a);
+        if (near) a->pointer = {.base = a->pointer.base};
+        if (a->pointer != Pointer{}) add(i, *a);
+        i.access.near_index = near;
+        if (near && i.access.is_grouped()) group_of(i).anchored = true;
+      }
       forget_changed(i);
+      ranges_.execute(i);
     }
     // A group of one is an access like any other.
     for (Insn& i : region_.insns()) {
-      if (i.access.is_grouped() &&
-          region_.groups[static_cast<std::size_t>(i.access.group)].count == 1) {
-        i.access = {};
+      if (i.access.is_grouped() && group_of(i).count == 1) {
+        i.access = {.near_index = i.access.near_index};
       }
     }
   }
 
  private:
+  /// A pointer, and what it has changed by since it was first met as it is.
+  struct Open {
+    Pointer pointer{};
+    std::int32_t moved = 0;
+    std::int8_t group = GroupedAccess::kNone;
+  };
+
+  [[nodiscard]] bool is_near(const Access& a) const {
+    if (a.pointer.index == Pointer::kNothing) return false;
+    const auto& index = ranges_.of(a.pointer.index);
+    const std::int64_t farthest = kFarthestAccess - kReach;
+    return index && index->low * a.pointer.scale >= -farthest &&
+           index->high * a.pointer.scale <= farthest;
+  }
+
   void add(Insn& i, const Access& a) {
-    const std::int32_t at = a.distance + moved_[a.base];
+    auto open = std::find_if(open_.begin(), open_.end(),
+                             [&a](const Open& o) { return o.pointer == a.pointer; });
+    if (open == open_.end()) open = open_.insert(open, Open{.pointer = a.pointer});
+    const std::int32_t at = a.distance + open->moved;
     const auto end = at + static_cast<std::int32_t>(a.size);
-    std::int8_t& open = open_[a.base];
-    if (open != GroupedAccess::kNone) {
-      AccessGroup& g = region_.groups[static_cast<std::size_t>(open)];
+    i.access = {.group = open->group,
+                .size = static_cast<std::uint8_t>(a.size),
+                .write = a.write,
+                .may_fault = windowed_,
+                .at = at,
+                .moved = open->moved};
+    if (open->group != GroupedAccess::kNone) {
+      AccessGroup& g = group_of(i);
       const std::int32_t from = std::min(g.from, at);
       const std::int32_t to = std::max(g.to, end);
       if (windowed_ || to - from <= kLongestSpan) {
-        g = {from, to, static_cast<std::uint16_t>(g.count + 1), g.write || a.write};
-        i.access = {open, false,         static_cast<std::uint8_t>(a.size), a.write, windowed_,
-                    at,   moved_[a.base]};
+        g.from = from;
+        g.to = to;
+        ++g.count;
+        g.write = g.write || a.write;
         return;
       }
     }
-    if (region_.groups.size() == kMostGroups) {
-      open = GroupedAccess::kNone;
-      return;
-    }
-    open = static_cast<std::int8_t>(region_.groups.size());
-    region_.groups.push_back({at, end, 1, a.write});
-    i.access = {open, true, static_cast<std::uint8_t>(a.size), a.write, true, at, moved_[a.base]};
+    const bool room = region_.groups.size() < kMostGroups;
+    open->group = room ? static_cast<std::int8_t>(region_.groups.size()) : GroupedAccess::kNone;
+    i.access.group = open->group;
+    i.access.first = i.access.may_fault = true;
+    if (!room) return;
+    const bool anchored = a.pointer.index != Pointer::kNothing ||
+                          a.pointer.base == Pointer::kPage || is_homed(a.pointer.base);
+    region_.groups.push_back({a.pointer, at, end, 1, a.write, anchored});
+  }
+
+  [[nodiscard]] AccessGroup& group_of(const Insn& i) const {
+    return region_.groups[static_cast<std::size_t>(i.access.group)];
   }
 
   void forget_changed(const Insn& i) {
-    if (i.kind == Kind::steps) {
-      open_.fill(GroupedAccess::kNone);
-      return;
-    }
+    if (i.kind == Kind::steps) return open_.clear();
     const auto known = change_of(i);
-    if (known) moved_[known->base] += known->by;
+    if (known) move(*known);
     for (unsigned n = 0; n < i.insn.operand_count; ++n) {
       const ZydisDecodedOperand& o = i.ops[n];
       if (o.type != ZYDIS_OPERAND_TYPE_REGISTER ||
@@ -183,10 +221,18 @@ class Grouping {
       const ZydisRegister whole =
           ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o.reg.value);
       if (ZydisRegisterGetClass(whole) != ZYDIS_REGCLASS_GPR64) continue;
-      const unsigned base = number_of(whole);
-      if (known && base == known->base) continue;
-      open_[base] = GroupedAccess::kNone;
-      moved_[base] = 0;
+      const unsigned reg = number_of(whole);
+      if (known && reg == known->reg) continue;
+      std::erase_if(open_, [reg](const Open& open) {
+        return open.pointer.base == reg || open.pointer.index == reg;
+      });
+    }
+  }
+
+  void move(const Change& change) {
+    for (Open& open : open_) {
+      if (open.pointer.base == change.reg) open.moved += change.by;
+      if (open.pointer.index == change.reg) open.moved += change.by * open.pointer.scale;
     }
   }
 
@@ -194,8 +240,8 @@ class Grouping {
   Region& region_;
   /// Accesses are checked each by itself, by the host: only the slice is in common.
   bool windowed_;
-  std::array<std::int8_t, kBases> open_{};    ///< by base register
-  std::array<std::int32_t, kBases> moved_{};  ///< since its group began
+  std::vector<Open> open_;
+  RegisterRanges ranges_;
 };
 
 }  // namespace

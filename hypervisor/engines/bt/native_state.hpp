@@ -37,6 +37,8 @@ enum SimdLevel : std::uint8_t { kSimdInMemory = 0, kSimdSse = 1, kSimdAvx = 2 };
 /// What translated code adds to a VA, by bits 40 to 47 of it; see window.hpp.
 using SliceTable = std::array<std::uint64_t, 256>;
 
+[[nodiscard]] constexpr bool is_homed(unsigned guest) noexcept { return guest >= 8 && guest <= 11; }
+
 /// Only `context` is touched by other threads: attend() spoils it, so that lookups miss.
 struct NativeState {
   std::uint64_t page_va = 0;  ///< VA of the guest page that executes
@@ -50,7 +52,9 @@ struct NativeState {
   std::uint64_t resume = 0;  ///< where to go behind a stub
   std::uint64_t target = 0;  ///< an indirect branch's target while something else is checked
   std::uint64_t code = 0;    ///< and its code
-  std::array<std::uint64_t, 24> group_addend{};  ///< of the running block's groups of accesses
+  /// Of the running block's groups of accesses: what is to be added to a VA, or where in a window
+  /// the group's pointer was when it began.
+  std::array<std::uint64_t, 24> group{};
   std::uint32_t host_mxcsr = 0x1F80;
   std::uint8_t simd_live = kSimdInMemory;
   std::uint8_t upper_halves = 1;  ///< of vector registers as last saved: one of them is not 0

@@ -44,13 +44,27 @@ enum class Kind : std::uint8_t {
   steps,         ///< the interpreter's steps
 };
 
-/// Accesses at fixed distances from one register that is not changed in between, or by known
+/// What addresses are made of besides a number.
+struct Pointer {
+  /// Stand for the page that executes, and for nothing.
+  static constexpr std::uint8_t kPage = 16, kNothing = 17;
+  std::uint8_t base = kNothing;   ///< a register's number
+  std::uint8_t index = kNothing;  ///< ... times scale
+  std::uint8_t scale = 1;
+  friend bool operator==(const Pointer&, const Pointer&) = default;
+};
+
+/// Accesses at fixed distances from one pointer that is not changed in between, or by known
 /// amounts: one check of the whole span stands for all.
 struct AccessGroup {
-  std::int32_t from = 0;  ///< the span, as distances from the register where the group began
+  Pointer pointer{};
+  std::int32_t from = 0;  ///< the span, as distances from the pointer where the group began
   std::int32_t to = 0;
   std::uint16_t count = 0;
   bool write = false;  ///< one of them at least
+  /// Through a window: what is looked up for it is where the pointer was when the group began, not
+  /// only what is added there. Longer to find, but then no register is needed besides.
+  bool anchored = false;
 };
 
 /// An instruction's part in a group.
@@ -60,9 +74,10 @@ struct GroupedAccess {
   bool first = false;  ///< the check is made here
   std::uint8_t size = 0;
   bool write = false;
-  bool may_fault = true;   ///< the group's check does not stand for it
-  std::int32_t at = 0;     ///< distance from the register where the group began
-  std::int32_t moved = 0;  ///< what the register has changed by since
+  bool may_fault = true;    ///< the group's check does not stand for it
+  bool near_index = false;  ///< its index surely leads no farther than guard zones reach
+  std::int32_t at = 0;      ///< distance from the pointer where the group began, index apart
+  std::int32_t moved = 0;   ///< what the pointer has changed by since
   [[nodiscard]] bool is_grouped() const noexcept { return group != kNone; }
 };
 

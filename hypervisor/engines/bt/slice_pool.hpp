@@ -10,9 +10,12 @@ namespace strata::bt {
 
 inline constexpr unsigned kSliceShift = 40;
 inline constexpr std::uint64_t kSliceBytes = 1ULL << kSliceShift;
-/// Beyond what an instruction's displacement reaches from an address inside the slice, and the
-/// longest access on top.
-inline constexpr std::uint64_t kGuardBytes = (2ULL << 30) + (1U << 20);
+/// How far an access may be from the address whose slice is looked up for it: what eight times an
+/// index of 32 bits and a displacement reach.
+inline constexpr std::int64_t kFarthestAccess = (std::int64_t{8} << 32) + (std::int64_t{2} << 30);
+/// Beyond that, the longest access and what pointers move by in a block on top.
+inline constexpr std::uint64_t kGuardBytes =
+    static_cast<std::uint64_t>(kFarthestAccess) + (2U << 30);
 
 /// Slices of one vCPU. Its thread only.
 ///

@@ -14,7 +14,6 @@ namespace strata::bt {
 inline constexpr Reg kT0 = kR9, kT1 = kR10, kT2 = kR11;
 /// Core::budget while guest code runs: in memory, each block would wait for the one before.
 inline constexpr Reg kBudget = kR8;
-[[nodiscard]] constexpr bool is_homed(unsigned guest) noexcept { return guest >= 8 && guest <= 11; }
 
 /// What the stubs call, in low memory.
 struct StubTargets {
