@@ -91,6 +91,7 @@ void Emitter::check(const Insn& i, Reg va, unsigned size, bool write, bool align
   tag.base = addend.base = kT1;
   a_.mov32(kT1, va);
   a_.shift_right32(kT1, kIndexShift);
+  a_.op_mem({0, 0x33}, false, kT1, absolute(&c_.state->tlb_place));
   a_.alu_imm(4, kT1, kIndexMask, false);
   if (size == 1 || aligned) {
     a_.mov(kT2, va);

@@ -43,7 +43,8 @@ using SliceTable = std::array<std::uint64_t, 256>;
 struct NativeState {
   std::uint64_t page_va = 0;  ///< VA of the guest page that executes
   std::atomic<std::uint64_t> context{0};
-  std::uint64_t pcid = 0;  ///< low bits of TLB tags
+  std::uint64_t pcid = 0;       ///< low bits of TLB tags
+  std::uint32_t tlb_place = 0;  ///< what they add to a TLB entry's offset (interp::tlb_index())
   /// Part of a JumpEntry's index: what is known of one address space stays when another one runs.
   std::uint32_t jump_salt = 0;
   std::uint64_t host_rsp = 0;  ///< the VMM's stack while guest code runs

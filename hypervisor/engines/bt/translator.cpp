@@ -165,6 +165,8 @@ std::uint64_t Translator::context() const noexcept {
 void Translator::refresh() noexcept {
   state_->context.store(context());
   state_->pcid = core_.pcid;
+  state_->tlb_place =
+      static_cast<std::uint32_t>(interp::tlb_index(0, core_.pcid) * sizeof(interp::TlbEntry));
   const bool user = core_.cpl == 3;
   const std::uint32_t space = core_.fetched_.all_global(user) ? 0U : core_.arch_pcid();
   state_->jump_salt =

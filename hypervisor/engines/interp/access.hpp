@@ -44,7 +44,7 @@ namespace strata::interp {
 /// Core::load() into a variable that may live in a register.
 template <class T>
 [[nodiscard, gnu::always_inline]] inline bool load_value(Core& core, std::uint64_t va, T& out) {
-  const TlbEntry& e = core.dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  const TlbEntry& e = core.dtlb[tlb_index(va, core.pcid)];
   if (e.read_tag == (((va + sizeof(T) - 1) & ~kPageMask) | core.pcid)) [[likely]] {
     out = guest::load<T>(reinterpret_cast<const void*>(va + e.addend));
     return true;
@@ -94,7 +94,7 @@ template <class T, class Apply, class Commit>
 [[gnu::always_inline]] inline const Uop* modify(Core& core, const Uop* u, std::uint64_t va,
                                                 Apply apply, Commit commit) {
   using Result = std::invoke_result_t<Apply, void*>;
-  const TlbEntry& e = core.dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  const TlbEntry& e = core.dtlb[tlb_index(va, core.pcid)];
   if (e.write_tag == (((va + sizeof(T) - 1) & ~kPageMask) | core.pcid)) [[likely]] {
     commit(apply(reinterpret_cast<void*>(va + e.addend)));
     return next(core, u);

@@ -305,7 +305,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   // ---- memory: false means abort(u); the reason is recorded -----------------------------------
   template <class T>
   [[nodiscard]] bool load(std::uint64_t va, T& out) {
-    const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
+    const TlbEntry& e = dtlb[tlb_index(va, pcid)];
     if (e.read_tag == (((va + sizeof(T) - 1) & ~kPageMask) | pcid)) [[likely]] {
       out = guest::load<T>(reinterpret_cast<const void*>(va + e.addend));
       return true;
@@ -314,7 +314,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   }
   template <class T>
   [[nodiscard]] bool store(std::uint64_t va, T value) {
-    const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
+    const TlbEntry& e = dtlb[tlb_index(va, pcid)];
     if (e.write_tag == (((va + sizeof(T) - 1) & ~kPageMask) | pcid)) [[likely]] {
       guest::store(reinterpret_cast<void*>(va + e.addend), value);
       return true;
@@ -335,7 +335,7 @@ class Core final : public engine::Vcpu, private TranslationHolder {
   /// has to be bounced. Change *host (atomically for LOCK), then call rmw_end().
   template <class T>
   [[nodiscard]] bool rmw_begin(std::uint64_t va, Rmw& m) {
-    const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
+    const TlbEntry& e = dtlb[tlb_index(va, pcid)];
     if (e.write_tag == (((va + sizeof(T) - 1) & ~kPageMask) | pcid)) [[likely]] {
       m.host = reinterpret_cast<void*>(va + e.addend);
       return true;

@@ -85,7 +85,7 @@ void Core::segments_changed() {
   }
   const bool smap = (arch.cr4 & cpu::cr4::SMAP) != 0;
   data_mode = cpl == 3 ? kUser : !smap || ac() ? kSupervisorAc : kSupervisor;
-  dtlb = &tlb_.slot(data_mode, VA{0}, pcid);
+  dtlb = tlb_.bank(data_mode, pcid);
 }
 
 void Core::update_derived() {
@@ -207,7 +207,7 @@ bool Core::system_set_bits(std::uint64_t va, std::uint8_t bits) {
   const auto saved_cpl = std::exchange(cpl, std::uint8_t{0});
   const auto saved_flags = std::exchange(rflags_other, rflags_other & ~cpu::rflags::AC);
   TlbEntry* saved_tlb =
-      std::exchange(dtlb, &tlb_.slot(mode_of({AccessKind::write, false, false}), VA{0}, pcid));
+      std::exchange(dtlb, tlb_.bank(mode_of({AccessKind::write, false, false}), pcid));
   Rmw m;
   bool ok = rmw_begin<std::uint8_t>(va, m);
   if (ok) {

@@ -224,7 +224,7 @@ bool Core::store_slow(std::uint64_t va, const void* data, unsigned size, Access 
 }
 
 bool Core::load_bytes(std::uint64_t va, void* out, unsigned size) {
-  const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  const TlbEntry& e = dtlb[tlb_index(va, pcid)];
   if (e.read_tag == (((va + size - 1) & ~kPageMask) | pcid)) [[likely]] {
     guest::copy(out, reinterpret_cast<const void*>(va + e.addend), size);
     return true;
@@ -233,7 +233,7 @@ bool Core::load_bytes(std::uint64_t va, void* out, unsigned size) {
 }
 
 bool Core::store_bytes(std::uint64_t va, const void* data, unsigned size) {
-  const TlbEntry& e = dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  const TlbEntry& e = dtlb[tlb_index(va, pcid)];
   if (e.write_tag == (((va + size - 1) & ~kPageMask) | pcid)) [[likely]] {
     guest::copy(reinterpret_cast<void*>(va + e.addend), data, size);
     return true;

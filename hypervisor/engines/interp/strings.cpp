@@ -91,7 +91,7 @@ std::uint64_t before_wrap(A offset) {
 }
 
 const std::byte* source_span(Core& core, std::uint64_t va, std::uint64_t& available) {
-  const TlbEntry& e = core.dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  const TlbEntry& e = core.dtlb[tlb_index(va, core.pcid)];
   if (e.read_tag == ((va & ~kPageMask) | core.pcid)) [[likely]] {
     available = kPageSize - (va & kPageMask);
     return reinterpret_cast<const std::byte*>(va + e.addend);
@@ -100,7 +100,7 @@ const std::byte* source_span(Core& core, std::uint64_t va, std::uint64_t& availa
 }
 
 std::byte* target_span(Core& core, std::uint64_t va, std::uint64_t& available) {
-  const TlbEntry& e = core.dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  const TlbEntry& e = core.dtlb[tlb_index(va, core.pcid)];
   if (e.write_tag == ((va & ~kPageMask) | core.pcid)) [[likely]] {
     available = kPageSize - (va & kPageMask);
     return reinterpret_cast<std::byte*>(va + e.addend);

@@ -68,6 +68,16 @@ void FetchedPages::flush_page(VA va) noexcept {
   }
 }
 
+bool HeldPages::may_hold(const PpnRange& range) const noexcept {
+  // Beyond so many it is cheaper to search.
+  constexpr std::uint64_t kMostPages = 64;
+  if (range.count > kMostPages) return true;
+  for (std::uint64_t n = 0; n < range.count; ++n) {
+    if (held_.test(bit_of(range.first + n))) return true;
+  }
+  return false;
+}
+
 Tlb::Tlb() : data_(kTlbModes * kTlbBanks), fetch_(2), fragments_(1U << kFragmentBits) {
   restart_asids();
 }
@@ -120,6 +130,7 @@ void Tlb::fill(TlbMode mode, VA va, std::uint16_t pcid, const Translation& t, st
   e.write_tag = t.writable && cache_write ? wanted : kNoTag;
   e.addend = reinterpret_cast<std::uint64_t>(page) - va.page_base().value();
   e.pa_and_flags = pack(t) | kListedBit;
+  held_.note(page_of(t.pa));
   note_size(va, t.page_shift);
 }
 
@@ -129,6 +140,7 @@ void Tlb::fill_fetch(bool user, VA va, std::uint16_t pcid, const Translation& t,
   e.tag = tag(va, pcid);
   e.addend = reinterpret_cast<std::uint64_t>(page) - va.page_base().value();
   e.pa_and_flags = pack(t);
+  held_.note(page_of(t.pa));
   note_size(va, t.page_shift);
 }
 
@@ -153,9 +165,11 @@ void Tlb::drop_if(Predicate&& predicate) noexcept {
 template <class Predicate>
 void Tlb::drop_at(VA va, Predicate&& predicate) noexcept {
   for (auto& entries : data_) {
-    TlbEntry& e = entries[va.value() >> kPageShift & (kTlbEntries - 1)];
-    const std::uint64_t t = any_tag(e);
-    if (t != kNoTag && predicate(t, e.pa_and_flags)) e.read_tag = e.write_tag = kNoTag;
+    for (std::uint16_t place = 0; place < kTlbPlaces; ++place) {
+      TlbEntry& e = entries[tlb_index(va.value(), place)];
+      const std::uint64_t t = any_tag(e);
+      if (t != kNoTag && predicate(t, e.pa_and_flags)) e.read_tag = e.write_tag = kNoTag;
+    }
   }
   for (const bool user : {false, true}) {
     FetchEntry& e = fetch_slot(user, va);
@@ -166,6 +180,7 @@ void Tlb::drop_at(VA va, Predicate&& predicate) noexcept {
 void Tlb::flush_all() noexcept {
   if (mirror_ != nullptr) mirror_->flush_all();
   drop_if([](std::uint64_t, std::uint64_t) { return true; });
+  held_.clear();
   std::fill(fragments_.begin(), fragments_.end(), Fragments{});
   huge_.clear();
 }
@@ -202,8 +217,10 @@ bool Tlb::forget(VA va) noexcept {
     return t != kNoTag && ((t ^ va.value()) & ~kPageMask) == 0;
   };
   for (auto& entries : data_) {
-    TlbEntry& e = entries[va.value() >> kPageShift & (kTlbEntries - 1)];
-    if (for_page(any_tag(e))) e.read_tag = e.write_tag = kNoTag;
+    for (std::uint16_t place = 0; place < kTlbPlaces; ++place) {
+      TlbEntry& e = entries[tlb_index(va.value(), place)];
+      if (for_page(any_tag(e))) e.read_tag = e.write_tag = kNoTag;
+    }
   }
   bool fetch = false;
   for (const bool user : {false, true}) {
@@ -217,11 +234,17 @@ bool Tlb::forget(VA va) noexcept {
 
 void Tlb::flush_physical(const std::vector<PpnRange>& ranges) noexcept {
   if (mirror_ != nullptr) mirror_->flush_physical(ranges);
+  // A page that the guest writes to for the first time is one of these, and mostly nobody's.
+  const bool any = std::any_of(ranges.begin(), ranges.end(),
+                               [this](const PpnRange& r) { return held_.may_hold(r); });
+  if (!any) return;
+  held_.clear();
   drop_if([&](std::uint64_t, std::uint64_t pa) {
     const PPN ppn{pa_of(pa) >> kPageShift};
     for (const PpnRange& range : ranges) {
       if (range.contains(ppn)) return true;
     }
+    held_.note(ppn);
     return false;
   });
 }

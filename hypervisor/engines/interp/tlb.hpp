@@ -31,6 +31,13 @@ inline constexpr std::size_t kTlbBanks = 2;
 [[nodiscard]] constexpr std::size_t tlb_bank(std::uint16_t pcid) noexcept { return pcid >> 11 & 1; }
 /// 64 MiB of reach. Host memory is touched only where entries are used.
 inline constexpr std::size_t kTlbEntries = 16384;
+/// Bits of a tag's PCID that choose among places in a bank.
+inline constexpr std::size_t kTlbPlaces = 4;
+/// Where in its bank the entry of a page is. Processes use the same addresses, the kernel's above
+/// all: a quarter of the bank apart they do not evict each other's entries.
+[[nodiscard]] constexpr std::size_t tlb_index(std::uint64_t va, std::uint16_t pcid) noexcept {
+  return (va >> kPageShift ^ std::uint64_t{pcid} * (kTlbEntries / kTlbPlaces)) & (kTlbEntries - 1);
+}
 inline constexpr std::uint64_t kNoTag = ~0ULL;  // never equal to (page | pcid) of a canonical VA
 
 /// One data translation. A tag is the VA's page base with the PCID in the low 12 bits.
@@ -83,12 +90,31 @@ class FetchedPages {
   std::array<Privilege, 2> of_{};
 };
 
+/// Which guest-physical pages may be held, so that nothing is searched for the others.
+class HeldPages {
+ public:
+  void note(PPN ppn) noexcept { held_.set(bit_of(ppn)); }
+  [[nodiscard]] bool may_hold(const PpnRange& range) const noexcept;
+  void clear() noexcept { held_.reset(); }
+
+ private:
+  static constexpr unsigned kBits = 18;
+  [[nodiscard]] static std::size_t bit_of(PPN ppn) noexcept {
+    return static_cast<std::size_t>(ppn.value()) & ((std::size_t{1} << kBits) - 1);
+  }
+  std::bitset<std::size_t{1} << kBits> held_;
+};
+
 /// Owned by one vCPU thread; nobody else touches it.
 class Tlb {
  public:
   Tlb();
   [[nodiscard]] TlbEntry& slot(TlbMode mode, VA va, std::uint16_t pcid) noexcept {
-    return data_[mode + kTlbModes * tlb_bank(pcid)][va.value() >> kPageShift & (kTlbEntries - 1)];
+    return bank(mode, pcid)[tlb_index(va.value(), pcid)];
+  }
+  /// The entries that slot() chooses from.
+  [[nodiscard]] TlbEntry* bank(TlbMode mode, std::uint16_t pcid) noexcept {
+    return data_[mode + kTlbModes * tlb_bank(pcid)].data();
   }
   [[nodiscard]] FetchEntry& fetch_slot(bool user, VA va) noexcept {
     return fetch_[user ? 1 : 0][va.value() >> kPageShift & (kFetchEntries - 1)];
@@ -147,7 +173,8 @@ class Tlb {
   void revoke_all_writes() noexcept;
   [[nodiscard]] static constexpr std::size_t bytes() noexcept {
     return sizeof(TlbEntry) * kTlbModes * kTlbBanks * kTlbEntries +
-           sizeof(FetchEntry) * 2 * kFetchEntries + (sizeof(Fragments) << kFragmentBits);
+           sizeof(FetchEntry) * 2 * kFetchEntries + (sizeof(Fragments) << kFragmentBits) +
+           sizeof(HeldPages);
   }
 
  private:
@@ -176,6 +203,7 @@ class Tlb {
       data_;
   /// Every entry that may hold something, so that a flush costs what there is to flush.
   std::vector<TlbEntry*> filled_;
+  HeldPages held_;  ///< by any entry
   std::vector<std::array<FetchEntry, kFetchEntries>> fetch_;
   std::vector<Fragments> fragments_;
   /// The GiB of addresses from which something of a page beyond 4 MiB may be cached.

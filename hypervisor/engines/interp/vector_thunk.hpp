@@ -43,7 +43,7 @@ const Uop* raise_simd(Core& core, const Uop* u, std::uint32_t flags) noexcept;
 /// The host bytes of a readable operand: in place where the TLB allows, else copied to `buffer`.
 /// Null: abort.
 [[nodiscard]] inline void* thunk_source(Core& core, std::uint64_t va, unsigned size, void* buffer) {
-  const TlbEntry& e = core.dtlb[va >> kPageShift & (kTlbEntries - 1)];
+  const TlbEntry& e = core.dtlb[tlb_index(va, core.pcid)];
   if (e.read_tag == (((va + size - 1) & ~kPageMask) | core.pcid)) [[likely]] {
     return reinterpret_cast<void*>(va + e.addend);
   }
