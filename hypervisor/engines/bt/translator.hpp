@@ -103,8 +103,8 @@ class Translator final : public interp::Accelerator {
   std::uint64_t memory(std::uint64_t va, Site site);
   std::uint64_t group(std::uint64_t va, Site site);
   std::uint64_t window(std::uint64_t va, std::uint32_t index);
-  /// The pages of a TLB entry's large page around `va`, as far as they are one extent; `va` becomes
-  /// the first one's.
+  /// The pages of a TLB entry's large page around `va`, or some small ones, as far as they are one
+  /// extent; `va` becomes the first one's.
   Extent around(VA& va);
   bool neighbour(VA va, Extent& extent);
   /// The window is not for this site's instruction.
@@ -130,9 +130,10 @@ class Translator final : public interp::Accelerator {
   bool ungrouped_ = false;       ///< look for, and make, code that checks each access by itself
   bool interpret_next_ = false;  ///< the next block is the interpreter's
   std::unique_ptr<Windows> windows_;  ///< null: none are wanted, or the host can not
-  bool windowed_ = false;             ///< what executes goes through a window
-  std::uint64_t counted_at_ = 0;      ///< TSC of the last count_cycles()
-  Executed accounted_{};              ///< what windows_ has heard of
+  LookUpPage neighbours_;         ///< neighbour(), where more than was accessed may be looked up
+  bool windowed_ = false;         ///< what executes goes through a window
+  std::uint64_t counted_at_ = 0;  ///< TSC of the last count_cycles()
+  Executed accounted_{};          ///< what windows_ has heard of
   /// Instructions that windows are not for, by page: offsets in it.
   std::unordered_map<PPN, std::set<std::uint16_t>> refused_;
   TranslatorStats stats_;

@@ -25,7 +25,7 @@ void Translator::choose_window() {
     return windows_->enter_none(executed);
   }
   const SpaceKey key{.pcid = core_.arch_pcid(), .mode = core_.data_mode};
-  windowed_ = windows_->enter(key, core_.pcid, executed, core_.tlb_);
+  windowed_ = windows_->enter(key, core_.pcid, executed, core_.tlb_, neighbours_);
   if (windows_->stale()) revalidate();
 }
 
@@ -71,11 +71,14 @@ std::uint64_t Translator::window(std::uint64_t va, std::uint32_t index) {
 }
 
 Extent Translator::around(VA& va) {
-  constexpr std::uint64_t kMostBytes = 2U << 20;
+  // Of small pages as many as cost less to look up than another fill.
+  constexpr std::uint64_t kMostBytes = 2U << 20, kSmallPages = 32 * kPageSize;
   va = va.page_base();
   Extent e = extent_of(core_.tlb_.slot(core_.data_mode, va, core_.pcid), va);
-  if (e.page_shift == kPageShift) return e;
-  const std::uint64_t bytes = std::min(std::uint64_t{1} << e.page_shift, kMostBytes);
+  if (e.page_shift == kPageShift && !neighbours_) return e;
+  const std::uint64_t bytes = e.page_shift == kPageShift
+                                  ? kSmallPages
+                                  : std::min(std::uint64_t{1} << e.page_shift, kMostBytes);
   const VA begin{va.value() & ~(bytes - 1)};
   Extent other;
   for (VA next = va + kPageSize; next < begin + bytes; next = next + kPageSize) {

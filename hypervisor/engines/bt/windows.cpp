@@ -91,7 +91,7 @@ void Windows::account(Executed executed) noexcept {
   const auto saved = static_cast<std::int64_t>(executed.instructions) +
                      static_cast<std::int64_t>(executed.misses) * kMissCost -
                      static_cast<std::int64_t>(executed.faults) * kFillCost;
-  s.credit = std::min(s.credit + saved, kMostCredit);
+  s.credit = std::min(s.credit + saved, std::max(s.due, kMostCredit));
   if (!s.promoted) s.credit = std::max<std::int64_t>(s.credit, 0);
   if (s.promoted && use_ == interp::WindowUse::automatic && s.credit < 0) demote(s);
 }
@@ -111,7 +111,8 @@ void Windows::enter_none(Executed executed) {
   switch_to(nullptr);
 }
 
-bool Windows::enter(SpaceKey key, std::uint16_t asid, Executed executed, interp::Tlb& tlb) {
+bool Windows::enter(SpaceKey key, std::uint16_t asid, Executed executed, interp::Tlb& tlb,
+                    const LookUpPage& look_up) {
   account(executed);
   Space& s = space(key);
   if (&s != current_) switch_to(&s);
@@ -120,13 +121,16 @@ bool Windows::enter(SpaceKey key, std::uint16_t asid, Executed executed, interp:
     s.asid = asid;
   }
   if (!s.promoted && (use_ == interp::WindowUse::always || s.credit >= s.due)) {
-    promote(s, ranges_of(key.mode, asid, tlb));
+    const std::uint64_t before = heard_;
+    const auto ranges = ranges_of(key.mode, asid, tlb, look_up);
+    // Looking may have met a flush: another time.
+    if (before == heard_) promote(s, ranges);
   }
   return s.promoted;
 }
 
 std::vector<Windows::Range> Windows::ranges_of(std::uint8_t mode, std::uint16_t asid,
-                                               interp::Tlb& tlb) {
+                                               interp::Tlb& tlb, const LookUpPage& look_up) {
   std::vector<Range> known;
   tlb.for_each(static_cast<interp::TlbMode>(mode), asid,
                [&known](VA va, const interp::TlbEntry& e) {
@@ -136,6 +140,7 @@ std::vector<Windows::Range> Windows::ranges_of(std::uint8_t mode, std::uint16_t 
             [](const auto& x, const auto& y) { return x.first < y.first; });
   std::vector<Range> ranges;
   for (const auto& [va, e] : known) {
+    if (!ranges.empty() && look_up) bridge(ranges.back(), {va, e}, look_up);
     if (!ranges.empty() && continues(ranges.back().second, ranges.back().first, e, va)) {
       ++ranges.back().second.pages;
     } else {
@@ -143,6 +148,23 @@ std::vector<Windows::Range> Windows::ranges_of(std::uint8_t mode, std::uint16_t 
     }
   }
   return ranges;
+}
+
+void Windows::bridge(Range& range, const Range& next, const LookUpPage& look_up) {
+  constexpr std::uint64_t kMostPages = 32;  // to look up so many costs a third of a fill
+  auto& [va, e] = range;
+  const VA end = va + e.pages * kPageSize;
+  const std::uint64_t gap = (next.first.value() - end.value()) / kPageSize;
+  if (gap == 0 || gap > kMostPages) return;
+  Extent whole = e;
+  whole.pages += gap;
+  if (!continues(whole, va, next.second, next.first)) return;
+  for (std::uint64_t n = 0; n < gap; ++n) {
+    const VA between = end + n * kPageSize;
+    Extent page;
+    if (!look_up(between, page) || !continues(e, va, page, between)) return;
+    ++e.pages;
+  }
 }
 
 void Windows::promote(Space& s, const std::vector<Range>& ranges) {
@@ -226,6 +248,7 @@ bool Windows::fill(VA va, const Extent& e) {
 }
 
 void Windows::flush_all() noexcept {
+  ++heard_;
   for (auto& [key, s] : spaces_) {
     if (&s == current_) {
       const std::uint16_t asid = s.asid;
@@ -238,6 +261,7 @@ void Windows::flush_all() noexcept {
 }
 
 void Windows::flush_asid(std::uint16_t asid, bool every) noexcept {
+  ++heard_;
   if (every) return flush_all();
   for (auto& [key, s] : spaces_) {
     if (s.asid != asid) continue;
@@ -251,6 +275,7 @@ void Windows::flush_asid(std::uint16_t asid, bool every) noexcept {
 }
 
 void Windows::flush_page(VA va, std::uint16_t /*asid*/) noexcept {
+  ++heard_;
   // Of every address space: it may be global.
   for (auto& [key, s] : spaces_) {
     if (s.promoted) s.window.unmap_page(va);
@@ -258,12 +283,14 @@ void Windows::flush_page(VA va, std::uint16_t /*asid*/) noexcept {
 }
 
 void Windows::forget(VA va) noexcept {
+  ++heard_;
   for (auto& [key, s] : spaces_) {
     if (s.promoted && (s.window.allows(va, false))) s.window.unmap(va.page_base(), 1);
   }
 }
 
 void Windows::flush_physical(const std::vector<PpnRange>& ranges) noexcept {
+  ++heard_;
   for (auto& [key, s] : spaces_) {
     s.window.unmap_if([&](const Extent& e) {
       return std::any_of(ranges.begin(), ranges.end(), [&e](const PpnRange& r) {
@@ -274,10 +301,12 @@ void Windows::flush_physical(const std::vector<PpnRange>& ranges) noexcept {
 }
 
 void Windows::revoke_writes(PPN ppn) noexcept {
+  ++heard_;
   for (auto& [key, s] : spaces_) s.window.unmap_writable(ppn);
 }
 
 void Windows::revoke_all_writes() noexcept {
+  ++heard_;
   for (auto& [key, s] : spaces_) {
     s.window.unmap_if([](const Extent& e) { return e.write; });
   }

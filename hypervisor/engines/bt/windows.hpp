@@ -44,6 +44,10 @@ struct WindowCounts {
   std::uint64_t instructions = 0;   ///< executed with a window
 };
 
+/// The page at a VA as an extent of one, as the guest's tables have it. False: there is none that a
+/// window could have.
+using LookUpPage = std::function<bool(VA, Extent&)>;
+
 /// The windows of one vCPU; its thread only. Hears of what its TLB loses and loses it as well.
 class Windows final : public interp::TlbMirror {
  public:
@@ -53,8 +57,9 @@ class Windows final : public interp::TlbMirror {
 
   /// The guest is about to execute in the address space `key`, whose TLB entries have `asid`;
   /// `executed` is since the last call. True: through a window, which holds what the TLB did if it
-  /// is new.
-  [[nodiscard]] bool enter(SpaceKey key, std::uint16_t asid, Executed executed, interp::Tlb& tlb);
+  /// is new, and what lies between: `look_up` is asked for that. Null: nothing is.
+  [[nodiscard]] bool enter(SpaceKey key, std::uint16_t asid, Executed executed, interp::Tlb& tlb,
+                           const LookUpPage& look_up = {});
   /// ... or where no window is wanted.
   void enter_none(Executed executed);
 
@@ -98,7 +103,9 @@ class Windows final : public interp::TlbMirror {
   using Range = std::pair<VA, Extent>;
   /// What the TLB has of an address space.
   [[nodiscard]] static std::vector<Range> ranges_of(std::uint8_t mode, std::uint16_t asid,
-                                                    interp::Tlb& tlb);
+                                                    interp::Tlb& tlb, const LookUpPage& look_up);
+  /// Makes `range` go on as far as `next`, if the pages between do.
+  static void bridge(Range& range, const Range& next, const LookUpPage& look_up);
   /// Gives it a window with that, if it has executed enough for it.
   void promote(Space& s, const std::vector<Range>& ranges);
   void demote(Space& s) noexcept;
@@ -111,6 +118,7 @@ class Windows final : public interp::TlbMirror {
   SlicePool pool_;
   Spaces spaces_;
   Space* current_ = nullptr;  ///< what executes, if it is to be accounted for
+  std::uint64_t heard_ = 0;   ///< of so many changes to what the TLB has
   WindowCounts counts_;
 };
 
