@@ -203,7 +203,7 @@ void Emitter::load_addend(Reg va) {
   a_.load(kT1, slice);
 }
 
-Mem Emitter::grouped_operand(const Insn& i, std::int32_t disp) {
+Mem Emitter::grouped_operand(const Insn& i, unsigned base, std::int32_t disp) {
   const AccessGroup& g = region_.groups[group_of(i)];
   if (group_in_t1_ == i.access.group) {
     open_access_->group = group_slot(i);
@@ -214,7 +214,7 @@ Mem Emitter::grouped_operand(const Insn& i, std::int32_t disp) {
   }
   group_in_t1_ = i.access.group;
   if (g.anchored) return {.base = kT1, .disp = i.access.at};
-  return {.base = static_cast<Reg>(g.pointer.base), .index = kT1, .disp = disp};
+  return {.base = value(base, kT0), .index = kT1, .disp = disp};
 }
 
 void Emitter::look_up_group(const Insn& i) {
@@ -253,7 +253,7 @@ Mem Emitter::windowed_operand(const Insn& i, const ZydisDecodedOperand& op, bool
   // The slice of the base: what a displacement or a near index leads to beyond it is a guard zone.
   Mem mem{.base = kT1, .disp = disp};
   if (i.access.is_grouped()) {
-    mem = grouped_operand(i, disp);
+    mem = grouped_operand(i, number(m.base), disp);
   } else if (i.insn.address_width != 64 || m.base == ZYDIS_REGISTER_RIP || is_fs_or_gs(m.segment) ||
              (has_index && !i.access.near_index) || disp != distance) {
     const Reg va = address(i, op);

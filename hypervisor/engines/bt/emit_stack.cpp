@@ -6,7 +6,7 @@ namespace strata::bt {
 Mem Emitter::push_slot(const Insn& i) {
   if (windowed(i)) {
     begin_access(i, word(), true, false, [this] { a_.lea(kT0, {.base = kRsp, .disp = -8}); });
-    if (i.access.is_grouped()) return grouped_operand(i, -8);
+    if (i.access.is_grouped()) return grouped_operand(i, kRsp, -8);
     load_addend(kRsp);
     return {.base = kRsp, .index = kT1, .disp = -8};
   }
@@ -24,7 +24,7 @@ void Emitter::move_stack_down() {
 Mem Emitter::stack_top(const Insn& i, Reg base) {
   if (windowed(i)) {
     begin_access(i, word(), false, false, [this, base] { a_.mov(kT0, base); });
-    if (i.access.is_grouped()) return grouped_operand(i, 0);
+    if (i.access.is_grouped()) return grouped_operand(i, base, 0);
     load_addend(base);
     return {.base = base, .index = kT1};
   }

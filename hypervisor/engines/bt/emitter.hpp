@@ -130,9 +130,9 @@ class Emitter {
                     std::function<void()> va);
   /// kT1 becomes what is to be added to VAs in the slice of `va`. EFLAGS survive.
   void load_addend(Reg va);
-  /// The operand of an open access of a group, at `disp` from its pointer; kT1 holds what was
-  /// looked up for the group. An index is not in it yet.
-  Mem grouped_operand(const Insn& i, std::int32_t disp);
+  /// The operand of an open access of a group, at `disp` from the guest register `base`; kT1 holds
+  /// what was looked up for the group. An index is not in it yet.
+  Mem grouped_operand(const Insn& i, unsigned base, std::int32_t disp);
   void look_up_group(const Insn& i);
   /// Behind the host instruction of an access, before anything of its effects is written down.
   void accessed();

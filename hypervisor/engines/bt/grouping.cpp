@@ -2,6 +2,7 @@
 // accesses are to the stack frame, and most of the others follow one pointer.
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 
 #include "engines/bt/native_state.hpp"
 #include "engines/bt/region.hpp"
@@ -16,8 +17,10 @@ namespace {
 constexpr std::int32_t kLongestSpan = 512;
 /// Through a window only the slice is in common, and its guard zones are wide.
 constexpr std::int64_t kReach = 1 << 30;
+/// ... from where a group's pointer was when it began.
+constexpr std::int64_t kFarthestMember = kReach + kReach / 2;
 constexpr std::size_t kMostGroups = 24;
-constexpr unsigned kStackPointer = 4, kFramePointer = 5;
+constexpr std::uint8_t kStackPointer = 4, kFramePointer = 5;
 
 std::uint8_t number_of(ZydisRegister reg) {
   return static_cast<std::uint8_t>(ZydisRegisterGetId(reg) & 15);
@@ -78,10 +81,10 @@ std::optional<Access> access_of(const Insn& i, const CodeView& code) {
                 (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0};
 }
 
-/// A register that has become itself and a number.
-struct Change {
-  unsigned reg = 0;
-  std::int32_t by = 0;
+/// A register's value: an unknown one that others may be made of too, and a number.
+struct Value {
+  unsigned origin = 0;
+  std::int32_t moved = 0;
 };
 
 bool is_whole_register(const ZydisDecodedOperand& o) {
@@ -89,39 +92,91 @@ bool is_whole_register(const ZydisDecodedOperand& o) {
          ZydisRegisterGetClass(o.reg.value) == ZYDIS_REGCLASS_GPR64;
 }
 
-/// What an instruction adds to a whole register, if it is a small number.
-std::optional<Change> change_of(const Insn& i) {
-  constexpr std::int64_t kFarthest = 0x10000;
-  const auto small = [&i](std::int64_t by) -> std::optional<Change> {
-    if (by < -kFarthest || by > kFarthest) return {};
-    return Change{number_of(i.ops[0].reg.value), static_cast<std::int32_t>(by)};
-  };
-  if (i.kind == Kind::push) return Change{kStackPointer, -8};
-  if (i.kind == Kind::pop) {
-    if (i.ops[0].reg.value == ZYDIS_REGISTER_RSP) return {};
-    return Change{kStackPointer, 8};
+/// What registers of 64-bit code are made of, followed through a region.
+class Values {
+ public:
+  Values() {
+    for (Value& v : of_) v = unknown();
   }
-  if ((i.kind != Kind::verbatim && i.kind != Kind::lea) || !is_whole_register(i.ops[0])) return {};
-  const ZydisDecodedOperand& source = i.ops[1];
-  const bool immediate = source.type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
-  switch (i.insn.mnemonic) {
-    case ZYDIS_MNEMONIC_INC:
-      return small(1);
-    case ZYDIS_MNEMONIC_DEC:
-      return small(-1);
-    case ZYDIS_MNEMONIC_ADD:
-      return immediate ? small(source.imm.value.s) : std::nullopt;
-    case ZYDIS_MNEMONIC_SUB:
-      return immediate ? small(-source.imm.value.s) : std::nullopt;
-    case ZYDIS_MNEMONIC_LEA:
-      if (source.mem.base != i.ops[0].reg.value || source.mem.index != ZYDIS_REGISTER_NONE) {
-        return {};
+  [[nodiscard]] const Value& of(std::uint8_t pointer) const { return of_[pointer]; }
+
+  /// Behind instruction `i`, which lies `page_offset` from its page's beginning.
+  void execute(const Insn& i, std::uint64_t page_offset) {
+    if (i.kind == Kind::steps) {
+      for (std::size_t n = 0; n < Pointer::kPage; ++n) of_[n] = unknown();
+      return;
+    }
+    const auto [reg, value] = result(i, page_offset);
+    for (unsigned n = 0; n < i.insn.operand_count; ++n) {
+      const ZydisDecodedOperand& o = i.ops[n];
+      if (o.type != ZYDIS_OPERAND_TYPE_REGISTER ||
+          (o.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) == 0) {
+        continue;
       }
-      return small(source.mem.disp.has_displacement ? source.mem.disp.value : 0);
-    default:
-      return {};
+      const ZydisRegister whole =
+          ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o.reg.value);
+      if (ZydisRegisterGetClass(whole) == ZYDIS_REGCLASS_GPR64) of_[number_of(whole)] = unknown();
+    }
+    if (value) of_[reg] = *value;
   }
-}
+
+ private:
+  struct Result {
+    std::uint8_t reg = 0;
+    std::optional<Value> value;
+  };
+
+  [[nodiscard]] Value unknown() noexcept { return {.origin = next_++}; }
+  [[nodiscard]] Result moved(std::uint8_t to, std::uint8_t from, std::int64_t by) const {
+    const std::int64_t all = of_[from].moved + by;
+    if (all < -kReach || all > kReach) return {};
+    return {to, Value{of_[from].origin, static_cast<std::int32_t>(all)}};
+  }
+
+  [[nodiscard]] Result result(const Insn& i, std::uint64_t page_offset) const {
+    if (i.kind == Kind::push) return moved(kStackPointer, kStackPointer, -8);
+    if (i.kind == Kind::leave) return moved(kStackPointer, kFramePointer, 8);
+    if (i.kind == Kind::pop) {
+      if (i.ops[0].reg.value == ZYDIS_REGISTER_RSP) return {};
+      return moved(kStackPointer, kStackPointer, 8);
+    }
+    const bool plain = i.kind == Kind::verbatim || i.kind == Kind::lea;
+    if (!plain || !is_whole_register(i.ops[0])) return {};
+    const std::uint8_t to = number_of(i.ops[0].reg.value);
+    const ZydisDecodedOperand& source = i.ops[1];
+    const bool immediate = source.type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+    switch (i.insn.mnemonic) {
+      case ZYDIS_MNEMONIC_INC:
+        return moved(to, to, 1);
+      case ZYDIS_MNEMONIC_DEC:
+        return moved(to, to, -1);
+      case ZYDIS_MNEMONIC_ADD:
+        return immediate ? moved(to, to, source.imm.value.s) : Result{};
+      case ZYDIS_MNEMONIC_SUB:
+        return immediate ? moved(to, to, -source.imm.value.s) : Result{};
+      case ZYDIS_MNEMONIC_MOV:
+        return is_whole_register(source) ? moved(to, number_of(source.reg.value), 0) : Result{};
+      case ZYDIS_MNEMONIC_LEA:
+        return address(to, i, page_offset);
+      default:
+        return {};
+    }
+  }
+
+  [[nodiscard]] Result address(std::uint8_t to, const Insn& i, std::uint64_t page_offset) const {
+    const auto& m = i.ops[1].mem;
+    if (i.insn.address_width != 64 || m.base == ZYDIS_REGISTER_NONE ||
+        m.index != ZYDIS_REGISTER_NONE) {
+      return {};
+    }
+    const std::int64_t by = m.disp.has_displacement ? m.disp.value : 0;
+    if (m.base != ZYDIS_REGISTER_RIP) return moved(to, number_of(m.base), by);
+    return moved(to, Pointer::kPage, by + static_cast<std::int64_t>(page_offset) + i.insn.length);
+  }
+
+  unsigned next_ = 0;
+  std::array<Value, Pointer::kNothing + 1> of_{};
+};
 
 class Grouping {
  public:
@@ -143,7 +198,7 @@ class Grouping {
         i.access.near_index = near;
         if (near && i.access.is_grouped()) group_of(i).anchored = true;
       }
-      forget_changed(i);
+      values_.execute(i, at);
       ranges_.execute(i);
     }
     // A group of one is an access like any other.
@@ -155,10 +210,10 @@ class Grouping {
   }
 
  private:
-  /// A pointer, and what it has changed by since it was first met as it is.
+  /// What the pointers of a group are made of, and the last such group.
   struct Open {
-    Pointer pointer{};
-    std::int32_t moved = 0;
+    unsigned base = 0, index = 0;
+    std::uint8_t scale = 1;
     std::int8_t group = GroupedAccess::kNone;
   };
 
@@ -171,17 +226,25 @@ class Grouping {
   }
 
   void add(Insn& i, const Access& a) {
-    auto open = std::find_if(open_.begin(), open_.end(),
-                             [&a](const Open& o) { return o.pointer == a.pointer; });
-    if (open == open_.end()) open = open_.insert(open, Open{.pointer = a.pointer});
-    const std::int32_t at = a.distance + open->moved;
+    const Value& base = values_.of(a.pointer.base);
+    const Value& index = values_.of(a.pointer.index);
+    const std::int64_t moved = base.moved + std::int64_t{index.moved} * a.pointer.scale;
+    const std::int64_t distance = a.distance + moved;
+    if (std::max(std::abs(distance), std::abs(moved)) > kFarthestMember) return;
+    auto open = std::find_if(open_.begin(), open_.end(), [&](const Open& o) {
+      return o.base == base.origin && o.index == index.origin && o.scale == a.pointer.scale;
+    });
+    if (open == open_.end()) {
+      open = open_.insert(open, Open{base.origin, index.origin, a.pointer.scale});
+    }
+    const auto at = static_cast<std::int32_t>(distance);
     const auto end = at + static_cast<std::int32_t>(a.size);
     i.access = {.group = open->group,
                 .size = static_cast<std::uint8_t>(a.size),
                 .write = a.write,
                 .may_fault = windowed_,
                 .at = at,
-                .moved = open->moved};
+                .moved = static_cast<std::int32_t>(moved)};
     if (open->group != GroupedAccess::kNone) {
       AccessGroup& g = group_of(i);
       const std::int32_t from = std::min(g.from, at);
@@ -208,39 +271,12 @@ class Grouping {
     return region_.groups[static_cast<std::size_t>(i.access.group)];
   }
 
-  void forget_changed(const Insn& i) {
-    if (i.kind == Kind::steps) return open_.clear();
-    const auto known = change_of(i);
-    if (known) move(*known);
-    for (unsigned n = 0; n < i.insn.operand_count; ++n) {
-      const ZydisDecodedOperand& o = i.ops[n];
-      if (o.type != ZYDIS_OPERAND_TYPE_REGISTER ||
-          (o.actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) == 0) {
-        continue;
-      }
-      const ZydisRegister whole =
-          ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, o.reg.value);
-      if (ZydisRegisterGetClass(whole) != ZYDIS_REGCLASS_GPR64) continue;
-      const unsigned reg = number_of(whole);
-      if (known && reg == known->reg) continue;
-      std::erase_if(open_, [reg](const Open& open) {
-        return open.pointer.base == reg || open.pointer.index == reg;
-      });
-    }
-  }
-
-  void move(const Change& change) {
-    for (Open& open : open_) {
-      if (open.pointer.base == change.reg) open.moved += change.by;
-      if (open.pointer.index == change.reg) open.moved += change.by * open.pointer.scale;
-    }
-  }
-
   const CodeView& code_;
   Region& region_;
   /// Accesses are checked each by itself, by the host: only the slice is in common.
   bool windowed_;
   std::vector<Open> open_;
+  Values values_;
   RegisterRanges ranges_;
 };
 

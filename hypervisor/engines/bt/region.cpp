@@ -351,21 +351,25 @@ std::uint32_t live_before(const Insn& i, std::uint32_t live) {
   return may_fault(i) ? kAll : live_before_unless_fault(i, live);
 }
 
-/// Repeats the region if it is a loop: what is looked up and counted once a block then serves
-/// several rounds.
+/// Repeats what of the region is a loop, from where its last instruction branches to on: what is
+/// looked up and counted once a block then serves several rounds.
 void unroll(Region& region) {
   constexpr unsigned kMostRounds = 4;
-  const unsigned body = region.count;
   const Insn& last = region.insns().back();
-  const bool to_start =
-      last.kind == Kind::jcc && last.offset + last.insn.length + last.ops[0].imm.value.s == 0;
-  if (!to_start) return;
-  const unsigned rounds = std::min(kMostRounds, Region::kMaxInstructions / body);
-  for (unsigned n = body; n < rounds * body; ++n) {
-    region.next() = region.insns()[n - body];
-    ++region.count;
+  if (last.kind != Kind::jcc) return;
+  const std::int64_t target = last.offset + last.insn.length + last.ops[0].imm.value.s;
+  unsigned head = 0;
+  while (head < region.count && region.insns()[head].offset != target) ++head;
+  if (head == region.count) return;
+  const unsigned body = region.count - head;
+  unsigned rounds = std::min(kMostRounds, 1 + (Region::kMaxInstructions - region.count) / body);
+  for (; rounds > 1; --rounds) {
+    region.insns().back().loops = true;
+    for (unsigned n = 0; n < body; ++n, ++region.count) {
+      region.next() = region.insns()[head + n];
+      region.next().loops = false;
+    }
   }
-  for (unsigned n = body; n < region.count; n += body) region.insns()[n - 1].loops = true;
 }
 
 }  // namespace

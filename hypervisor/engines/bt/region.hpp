@@ -90,7 +90,7 @@ struct Insn {
   isa::Opcode opcode{};
   Kind kind = Kind::steps;
   bool ends = false;  ///< nothing of the region comes behind it
-  /// A conditional branch back to the region's first instruction, which comes next once more.
+  /// A conditional branch back to an instruction of the region, which comes next once more.
   bool loops = false;
   GroupedAccess access{};
   std::uint32_t live_after = 0;  ///< arithmetic flags that may be read before they are written
