@@ -127,7 +127,7 @@ std::optional<Mem> Emitter::operand_at_home(const Insn& i, HomedRegisters& homed
   const ZydisDecodedOperand* rm = general(i, ZYDIS_OPERAND_ENCODING_MODRM_RM);
   if (rm == nullptr || !may_be_in_memory(i)) return {};
   const unsigned n = number(rm->reg.value);
-  const auto only_there = [n, rm](const HomedRegister& h) {
+  const auto only_there = [n](const HomedRegister& h) {
     return h.number == n && !h.written && h.operands == 1;
   };
   if (n == homed_in_t2_ || !homed.remove_if(only_there)) return {};
