@@ -65,7 +65,8 @@ enum Condition : std::uint8_t {
   kNotEqual = 5,
   kBelowEqual = 6,
   kAbove = 7,
-  kSign = 8
+  kSign = 8,
+  kLess = 12
 };
 
 class Assembler {

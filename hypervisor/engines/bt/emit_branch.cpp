@@ -3,19 +3,11 @@
 
 namespace strata::bt {
 
-void Emitter::go(std::int64_t target, bool backward) {
+void Emitter::go(std::int64_t target) {
   if (target < 0 || target >= static_cast<std::int64_t>(kPageSize)) {
     return go_far(target);
   }
   const auto offset = static_cast<std::uint32_t>(target);
-  if (backward) {
-    // Every loop passes here or through a look-up, where interrupts are noticed.
-    a_.alu_imm(7, absolute(&c_.core->attention_flags), 0, false);
-    cold(a_.jcc_later(kNotEqual), [this, offset] {
-      a_.mov_imm32(kT0, offset);
-      a_.jmp(c_.stubs->attention);
-    });
-  }
   // The jump leads to the next instruction until it is linked.
   const std::size_t field = a_.jmp_later();
   a_.bind(field);
@@ -63,8 +55,7 @@ void Emitter::enter_found(Reg va) { emit_enter_found(a_, *c_.state, va); }
 void Emitter::jump(const Insn& i) {
   if (i.live_after != 0) spill_flags();
   in_host_ = false;
-  const std::int64_t target = end_of(i) + i.ops[0].imm.value.s;
-  go(target, target <= page_offset(i));
+  go(end_of(i) + i.ops[0].imm.value.s);
   ended_ = true;
 }
 
@@ -77,10 +68,10 @@ void Emitter::jcc(const Insn& i) {
   const std::uint16_t left = static_cast<std::uint16_t>(remaining(i) - 1);
   // Each way saves flags if it has to.
   const bool save = (i.loops ? i.live_straight : i.live_taken) != 0 && !in_memory_;
-  const auto out = [this, target, backward, left, save] {
+  const auto out = [this, target, left, save] {
     if (save) store_flags();
     if (left != 0) a_.alu_imm(0, kBudget, left);
-    go(target, backward);
+    go(target);
   };
   if (!backward || left != 0) {
     cold(a_.jcc_later(condition), out);
@@ -100,8 +91,9 @@ void Emitter::call(const Insn& i) {
   a_.op_mem({0, 0x89}, long_mode(), kT2, slot);
   accessed();
   in_host_ = false;
-  move_stack_down();
-  go(end_of(i) + i.ops[0].imm.value.s, i.ops[0].imm.value.s < 0);
+  move_stack(-static_cast<std::int32_t>(word()));
+  settle_stack();
+  go(end_of(i) + i.ops[0].imm.value.s);
   ended_ = true;
 }
 
@@ -125,8 +117,18 @@ void Emitter::target(const Insn& i) {
 /// some, or the interpreter executes it, which knows what a target may be.
 void Emitter::look_up_target(const Insn& i) {
   const std::uint32_t site = add_site(i);
-  look_up([this, site](std::size_t fixup) {
-    cold(fixup, [this, site] { call_stub(c_.stubs->jump, site); });
+  const std::uint64_t again = a_.here();
+  look_up([this, site, again, behind = stack_behind_](std::size_t fixup) {
+    cold(fixup, [this, site, again, behind] {
+      stack_behind_ = behind;
+      settle_stack();
+      call_stub(c_.stubs->jump, site);
+      if (behind == 0) return;
+      c_.cache->site(site).resume = static_cast<std::uint32_t>(a_.here());
+      stack_behind_ = -behind;
+      settle_stack();
+      a_.jmp(again);
+    });
   });
 }
 
@@ -151,7 +153,8 @@ void Emitter::call_indirect(const Insn& i) {
   load_page_va(kT2, end_of(i));
   a_.op_mem({0, 0x89}, long_mode(), kT2, slot);
   accessed();
-  move_stack_down();
+  move_stack(-static_cast<std::int32_t>(word()));
+  settle_stack();
   a_.load(kT0, absolute(&c_.state->target));
   a_.alu_imm(4, kT0, ~static_cast<std::int32_t>(kPageMask));
   a_.store(absolute(&c_.state->page_va), kT0);
@@ -169,7 +172,8 @@ void Emitter::ret(const Insn& i) {
   if (i.insn.operand_count_visible != 0 && i.ops[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
     drop += static_cast<std::int32_t>(i.ops[0].imm.value.u & 0xFFFF);
   }
-  a_.lea(kRsp, {.base = kRsp, .disp = drop}, long_mode());
+  move_stack(drop);
+  settle_stack();
   enter_found(kT0);
   ended_ = true;
 }

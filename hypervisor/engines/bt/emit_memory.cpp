@@ -103,8 +103,13 @@ void Emitter::check(const Insn& i, Reg va, unsigned size, bool write, bool align
   a_.alu_imm(4, kT2, aligned ? ~within | (static_cast<std::int32_t>(size) - 1) : ~within);
   a_.alu(0, kT2, absolute(&c_.state->pcid));
   a_.alu(7, kT2, tag);
-  cold(a_.jcc_later(kNotEqual), [this, site, va, stub] {
+  const Insn* source = flags_are_derived() ? flag_source_.insn : nullptr;
+  cold(a_.jcc_later(kNotEqual), [this, site, va, stub, source] {
     if (va != kT0) a_.mov(kT0, va);
+    if (source != nullptr) {
+      derive_flags(*source);
+      store_flags();
+    }
     call_stub(stub, site);
   });
   a_.load(kT1, addend);
@@ -117,7 +122,7 @@ bool Emitter::check_grouped(const Insn& i, Reg base) {
     a_.load(kT1, group_slot(i));
     return true;
   }
-  spill_flags();
+  free_eflags(i);
   const AccessGroup& g = region_.groups[group_of(i)];
   const auto span = static_cast<unsigned>(g.to - g.from);
   a_.lea(kT0, {.base = base, .disp = g.from - access.moved});
@@ -136,7 +141,7 @@ Mem Emitter::operand(const Insn& i, const ZydisDecodedOperand& op, bool write) {
                        i.insn.mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
   if (windowed(i)) return windowed_operand(i, op, write, aligned);
   if (i.access.is_grouped()) {
-    if (i.access.first) spill_flags();  // before a temporary holds the base
+    if (i.access.first) free_eflags(i);  // before a temporary holds the base
     const Reg base = value(op.mem.base, kT2);
     (void)check_grouped(i, base);
     // A homed base was used up as a temporary by the check.
@@ -146,7 +151,7 @@ Mem Emitter::operand(const Insn& i, const ZydisDecodedOperand& op, bool write) {
         .index = kT1,
         .disp = static_cast<std::int32_t>(op.mem.disp.has_displacement ? op.mem.disp.value : 0)};
   }
-  spill_flags();
+  free_eflags(i);
   const Reg va = address(i, op);
   check(i, va, op.size / 8U, write, aligned);
   return {.base = va, .index = kT1};
@@ -162,7 +167,8 @@ void Emitter::begin_access(const Insn& i, unsigned size, bool write, bool aligne
                               .begin = a_.here(),
                               .va = std::move(va),
                               .flags_at_begin = in_host_,
-                              .homed_in_t2 = homed_in_t2_};
+                              .homed_in_t2 = homed_in_t2_,
+                              .stack_behind = stack_behind_};
 }
 
 void Emitter::accessed() {
@@ -180,11 +186,16 @@ void Emitter::emit_window_exits() {
                          .end = static_cast<std::uint32_t>(w.end),
                          .cold = static_cast<std::uint32_t>(a_.here())});
     if (w.save_flags) store_flags();
+    stack_behind_ = w.stack_behind;
+    settle_stack();
     w.va();
     call_stub(c_.stubs->window, w.site);
-    if (!w.flags_at_begin && !w.group && w.homed_in_t2 == kNotHomed) continue;
+    if (!w.flags_at_begin && !w.group && w.homed_in_t2 == kNotHomed && w.stack_behind == 0)
+      continue;
     c_.cache->site(w.site).resume = static_cast<std::uint32_t>(a_.here());
     if (w.group) a_.load(kT1, *w.group);
+    stack_behind_ = -w.stack_behind;
+    settle_stack();
     if (w.flags_at_begin) load_flags();
     if (w.homed_in_t2 != kNotHomed) a_.load(kT2, absolute(&c_.core->r[w.homed_in_t2]));
     a_.jmp(w.begin);

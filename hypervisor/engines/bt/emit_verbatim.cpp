@@ -95,15 +95,17 @@ Op opcode(const ZydisDecodedInstruction& insn) {
 }  // namespace
 
 void Emitter::verbatim(const Insn& i) {
+  if (const auto distance = stack_move(i)) {
+    move_stack(*distance);
+    return flags_written(i);
+  }
   need(i, units_of(i));
   const ZydisDecodedOperand* m = memory_operand(i);
   std::optional<Mem> mem;
   if (m != nullptr) mem = operand(i, *m, (m->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0);
 
   const FlagEffect e = flag_effect(i);
-  const bool keeps_some = e.writes != 0 && (e.may_keep || (i.live_after & ~e.writes) != 0 ||
-                                            (!e.replaces && (i.live_after & e.undefined) != 0));
-  if (e.reads != 0 || (keeps_some && i.live_after != 0)) {
+  if (e.reads != 0 || keeps_some_flags(i)) {
     need_flags();
   } else if (e.writes != 0 && (e.writes & i.live_after) == 0 && i.live_after != 0 && in_host_) {
     // It would overwrite what is only there.

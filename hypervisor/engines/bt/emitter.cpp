@@ -42,10 +42,11 @@ bool Emitter::emit() {
     if (open_access_) good_ = false;  // its end is not known
     if (!good_) return false;
   }
+  settle_stack();
   if (!ended_) {
     const Insn& last = region_.insns().back();
     if ((last.kind == Kind::jcc ? last.live_straight : last.live_after) != 0) spill_flags();
-    go(end_of(last), false);
+    go(end_of(last));
   }
   forget_temporaries();
   for (std::size_t n = 0; n < cold_.size(); ++n) {
@@ -69,18 +70,32 @@ void Emitter::emit_detour() {
 
 /// Counts the block. At least eleven bytes, which CodeCache::drop() writes over.
 void Emitter::head() {
+  static_assert(Region::kMaxInstructions <= kBudgetSlice);
+  const auto entry = static_cast<std::uint32_t>(a_.here());
   a_.op_reg({0, 0x81}, true, 5, kBudget);  // SUB with four bytes of immediate
   a_.imm32(total_);
   const std::size_t over = a_.jcc_later(kSign);
-  cold(over, [this] {
+  cold(over, [this, entry] {
     a_.mov_imm32(kT0, static_cast<std::uint32_t>(code_.page_offset));
     a_.mov_imm32(kT1, total_);
-    a_.jmp(c_.stubs->budget);
+    a_.mov_imm32(kT2, entry);
+    a_.jmp(c_.stubs->slice);
   });
 }
 
 void Emitter::one(const Insn& i) {
   if (!spares_temporaries(i.kind)) forget_temporaries();
+  const bool last_use = ends_flag_source(i);
+  if (last_use) give_up_flag_source(i);
+  if (!bears_stack_behind(i)) settle_stack();
+  dispatch(i);
+  if (last_use && flag_source_.insn != &i) {
+    if (!in_host_) in_memory_ = true;  // they are dead
+    flag_source_ = {};
+  }
+}
+
+void Emitter::dispatch(const Insn& i) {
   switch (i.kind) {
     case Kind::verbatim:
       return verbatim(i);
@@ -141,63 +156,6 @@ void Emitter::cold(std::size_t fixup, std::function<void()> emit) {
 void Emitter::call_stub(std::uint64_t stub, std::uint32_t site) {
   a_.mov_imm32(kT1, site);
   a_.jmp(stub);
-}
-
-// ---- flags --------------------------------------------------------------------------------------
-
-void Emitter::save_flags() {
-  if (in_memory_ || !in_host_) return;
-  store_flags();
-  in_memory_ = true;
-}
-
-void Emitter::store_flags() {
-  // LAHF and SETO, as interp/flags.hpp lays them out.
-  homed_in_t2_ = kNotHomed;
-  a_.mov(kT2, kRax);
-  a_.byte(0x9F);
-  a_.op_reg({1, 0x90}, false, 0, kRax);
-  a_.byte(0x66);
-  a_.op_mem({0, 0x89}, false, kRax, absolute(&c_.core->flags));
-  a_.mov(kRax, kT2);
-}
-
-void Emitter::spill_flags() {
-  save_flags();
-  in_host_ = false;
-}
-
-void Emitter::need_flags() {
-  if (in_host_) return;
-  load_flags();
-  in_host_ = true;
-}
-
-void Emitter::load_flags() {
-  // 1 + 127 overflows, 0 + 127 does not; SAHF has the rest.
-  homed_in_t2_ = kNotHomed;
-  a_.mov(kT2, kRax);
-  a_.op_mem({1, 0xB7}, false, kRax, absolute(&c_.core->flags));
-  a_.byte(0x04);
-  a_.byte(127);
-  a_.byte(0x9E);
-  a_.mov(kRax, kT2);
-}
-
-void Emitter::flags_written(const Insn& i) {
-  const FlagEffect e = flag_effect(i);
-  if (e.writes == 0) return;
-  if ((e.writes & i.live_after) != 0) {
-    in_host_ = true;
-    in_memory_ = false;
-    return;
-  }
-  // Nobody reads what it wrote. What it left alone is where it was, EFLAGS excepted if they were
-  // not the guest's to begin with; with all of them dead, memory is as good as any place.
-  if (i.live_after == 0 || e.replaces) {
-    in_host_ = false;
-    in_memory_ = true;
-  }
 }
 
 // ---- the interpreter's instructions -------------------------------------------------------------
@@ -267,7 +225,7 @@ void Emitter::steps(const Insn& i) {
   x87_ = false;
   if (i.ends) {
     // It leaves by itself; if not (a refused SYSCALL goes on nowhere), the next place is looked up.
-    go(end_of(i), false);
+    go(end_of(i));
     ended_ = true;
   }
 }

@@ -87,6 +87,7 @@ class Emitter {
   // ---- emitter.cpp: blocks, flags, positions
   void head();
   void one(const Insn& i);
+  void dispatch(const Insn& i);
   [[nodiscard]] std::uint16_t page_offset(const Insn& i) const noexcept {
     return static_cast<std::uint16_t>(code_.page_offset + i.offset);
   }
@@ -100,17 +101,30 @@ class Emitter {
     return static_cast<std::size_t>(&i - region_.insns().data());
   }
   std::uint32_t add_site(const Insn& i, bool write = false, unsigned size = 0);
+  /// Code out of the way, emitted behind the block.
+  void cold(std::size_t fixup, std::function<void()> emit);
+  void call_stub(std::uint64_t stub, std::uint32_t site);
+
+  // ---- emit_flags.cpp
   /// EFLAGS are about to be used for something else.
   void spill_flags();
+  /// The same for what calls the VMM only on a way where flags are derived first, if they can be.
+  void free_eflags(const Insn& i);
   void save_flags();
   void store_flags();  ///< EFLAGS to Core::flags; uses kT2
   void load_flags();   ///< and back
   /// EFLAGS hold the guest's flags.
   void need_flags();
   void flags_written(const Insn& i);
-  /// Code out of the way, emitted behind the block.
-  void cold(std::size_t fixup, std::function<void()> emit);
-  void call_stub(std::uint64_t stub, std::uint32_t site);
+  /// It writes flags, and some that are read behind it come from before it.
+  [[nodiscard]] static bool keeps_some_flags(const Insn& i);
+  [[nodiscard]] bool flags_are_derived() const noexcept {
+    return !in_host_ && !in_memory_ && flag_source_.insn != nullptr;
+  }
+  void derive_flags(const Insn& i);
+  /// After the instruction the source will not tell flags any more.
+  [[nodiscard]] bool ends_flag_source(const Insn& i) const;
+  void give_up_flag_source(const Insn& i);
 
   // ---- emit_memory.cpp
   /// The VA of a memory operand, in the register returned (kT0 unless it is one already).
@@ -181,7 +195,14 @@ class Emitter {
   /// The slot that a push fills, and the one at `base` that a pop reads, checked.
   Mem push_slot(const Insn& i);
   Mem stack_top(const Insn& i, Reg base);
-  void move_stack_down();
+  /// RSP changes by a distance. The host's follows later, together with other changes.
+  void move_stack(std::int32_t distance);
+  /// The host's RSP follows now. EFLAGS survive.
+  void settle_stack();
+  /// Whether an instruction leaves RSP alone, or counts with its being behind.
+  [[nodiscard]] bool bears_stack_behind(const Insn& i) const;
+  /// `sub rsp, imm` and `add rsp, imm` whose flags are dead.
+  [[nodiscard]] std::optional<std::int32_t> stack_move(const Insn& i) const;
   [[nodiscard]] unsigned word() const noexcept { return long_mode() ? 8 : 4; }
 
   // ---- emit_system.cpp
@@ -200,7 +221,7 @@ class Emitter {
   void call_indirect(const Insn& i);
   void ret(const Insn& i);
   /// Leaves for a place at a distance from the page's start.
-  void go(std::int64_t target, bool backward);
+  void go(std::int64_t target);
   void go_far(std::int64_t target);
   /// Finds code for the VA in kT0; kT1 is its JumpEntry's offset. Jumps to `miss` or there with
   /// the miss condition.
@@ -237,14 +258,24 @@ class Emitter {
     unsigned homed_in_t2 = kNotHomed;  ///< as at the beginning
     std::optional<Mem> group{};        ///< slot of its group, which kT1 held at the beginning
     bool save_flags = false;           ///< and nothing else did when it faulted
+    std::int32_t stack_behind = 0;     ///< as at the beginning
   };
   std::optional<WindowAccess> open_access_;
   std::vector<WindowAccess> window_accesses_;
   unsigned homed_in_t2_ = kNotHomed;                ///< the homed register whose value kT2 is
   std::int8_t group_in_t1_ = GroupedAccess::kNone;  ///< the group whose slot kT1 holds
-  bool in_host_ = false;                            ///< EFLAGS hold the guest's flags
-  bool in_memory_ = true;                           ///< Core::flags does
-  SimdLevel simd_ = kSimdInMemory;                  ///< known to be loaded at least this far
+  /// What is to be added to the host's RSP to make it the guest's.
+  std::int32_t stack_behind_ = 0;
+  bool in_host_ = false;   ///< EFLAGS hold the guest's flags
+  bool in_memory_ = true;  ///< Core::flags does
+  /// The instruction whose flags are the guest's, while those registers are as it left them: with
+  /// flags neither in EFLAGS nor in Core::flags they are derived.
+  struct FlagSource {
+    const Insn* insn = nullptr;
+    unsigned registers = 0;  ///< one bit each
+  };
+  FlagSource flag_source_{};
+  SimdLevel simd_ = kSimdInMemory;  ///< known to be loaded at least this far
   bool x87_ = false;
   std::uint32_t last_site_ = 0;
   bool ended_ = false;

@@ -71,15 +71,15 @@ using StubFunction = std::uint64_t (*)(void* runtime, std::uint64_t a, std::uint
 
 /// Addresses of the stubs. Translated code jumps to them with arguments in R9 and R10.
 struct Stubs {
-  std::uint64_t enter = 0;      ///< called by C++: void(code)
-  std::uint64_t leave = 0;      ///< back to the caller of `enter`; guest registers are saved
-  std::uint64_t look_up = 0;    ///< go on at VA R9
-  std::uint64_t stale = 0;      ///< the dropped block with its entry at R10 was entered
-  std::uint64_t link = 0;       ///< go on at offset R9 of the page, and patch the jump field at R10
-  std::uint64_t far = 0;        ///< go on at VA R9; the far jump at R10 was not linked for it
-  std::uint64_t link_far = 0;   ///< ... and is to be
-  std::uint64_t attention = 0;  ///< offset R9 of the current page, after events
-  std::uint64_t budget = 0;     ///< the block at page offset R9 counted R10 instructions too many
+  std::uint64_t enter = 0;     ///< called by C++: void(code)
+  std::uint64_t leave = 0;     ///< back to the caller of `enter`; guest registers are saved
+  std::uint64_t look_up = 0;   ///< go on at VA R9
+  std::uint64_t stale = 0;     ///< the dropped block with its entry at R10 was entered
+  std::uint64_t link = 0;      ///< go on at offset R9 of the page, and patch the jump field at R10
+  std::uint64_t far = 0;       ///< go on at VA R9; the far jump at R10 was not linked for it
+  std::uint64_t link_far = 0;  ///< ... and is to be
+  /// The block at page offset R9, its code at R11, counted R10 instructions, more than were left.
+  std::uint64_t slice = 0;
   std::uint64_t memory = 0;     ///< site R10 missed the TLB at VA R9
   std::uint64_t group = 0;      ///< site R10's group, from VA R9 on, missed the TLB
   std::uint64_t window = 0;     ///< site R10 was not allowed VA R9 by the window

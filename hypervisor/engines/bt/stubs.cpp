@@ -27,6 +27,7 @@ class StubEmitter {
 
   std::uint64_t leave() {
     const std::uint64_t at = a_.here();
+    return_slice();
     a_.load(kRsp, absolute(&state_.host_rsp));
     a_.alu_imm(0, kRsp, 8);
     for (auto r = kCalleeSaved.rbegin(); r != kCalleeSaved.rend(); ++r) pop(*r);
@@ -44,6 +45,25 @@ class StubEmitter {
     for (const std::size_t fixup : misses) a_.bind(fixup);
     a_.load(kT1, absolute(&state_.target));
     a_.jmp(link_far);
+    return at;
+  }
+
+  /// A block counted more than is left of the slice.
+  std::uint64_t slice(std::uint64_t attention, std::uint64_t budget) {
+    const std::uint64_t at = a_.here();
+    a_.alu(0, kBudget, kT1);
+    a_.alu_imm(7, absolute(&core_.attention_flags), 0, false);
+    const std::size_t attend = a_.jcc_later(kNotEqual);
+    return_slice();
+    take_slice();
+    a_.alu(7, kBudget, kT1);
+    const std::size_t over = a_.jcc_later(kLess);
+    a_.op_reg({0, 0xFF}, false, 4, kT2);  // JMP
+    a_.bind(attend);
+    a_.jmp(attention);
+    a_.bind(over);
+    a_.alu(5, kBudget, kT1);
+    a_.jmp(budget);
     return at;
   }
 
@@ -79,13 +99,28 @@ class StubEmitter {
     for (unsigned i = 0; i < 16; ++i) {
       if (!is_homed(i)) a_.store(absolute(&core_.r[i]), static_cast<Reg>(i));
     }
-    a_.store(absolute(&core_.budget), kBudget);
+    return_slice();
   }
   void load_registers() {
     for (unsigned i = 0; i < 16; ++i) {
       if (!is_homed(i)) a_.load(static_cast<Reg>(i), absolute(&core_.r[i]));
     }
-    a_.load(kBudget, absolute(&core_.budget));
+    take_slice();
+  }
+
+  void return_slice() { a_.op_mem({0, 0x01}, true, kBudget, absolute(&core_.budget)); }  // ADD
+  /// None if somebody wants attention: a loop that called the VMM in each round would otherwise
+  /// never be at the end of one.
+  void take_slice() {
+    const Mem budget = absolute(&core_.budget);
+    a_.mov_imm32(kBudget, 0);
+    a_.alu_imm(7, absolute(&core_.attention_flags), 0, false);
+    const std::size_t attend = a_.jcc_later(kNotEqual);
+    a_.mov_imm32(kBudget, kBudgetSlice);
+    a_.bind(attend);
+    a_.alu(7, kBudget, budget);
+    a_.op_mem({1, 0x4F}, true, kBudget, budget);  // CMOVG
+    a_.op_mem({0, 0x29}, true, kBudget, budget);  // SUB
   }
 
   /// C++ code uses the vector registers as it likes: saves the guest's if they are loaded, or
@@ -200,8 +235,8 @@ Stubs emit_stubs(Assembler& a, interp::Core& core, NativeState& state, const Stu
   s.link = e.call(targets.link);
   s.link_far = e.call(targets.link_far);
   s.far = e.far(s.link_far);
-  s.attention = e.call(targets.attention);
-  s.budget = e.call(targets.budget);
+  const std::uint64_t attention = e.call(targets.attention);
+  s.slice = e.slice(attention, e.call(targets.budget));
   s.memory = e.call(targets.memory);
   s.group = e.call(targets.group);
   s.window = e.call(targets.window);

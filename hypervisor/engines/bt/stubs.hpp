@@ -12,8 +12,10 @@ namespace strata::bt {
 /// Host registers that hold no guest register: temporaries of translated code. Their guest
 /// registers, the least used ones of 64-bit code, stay in Core::r.
 inline constexpr Reg kT0 = kR9, kT1 = kR10, kT2 = kR11;
-/// Core::budget while guest code runs: in memory, each block would wait for the one before.
+/// A slice of Core::budget, which is without it, while guest code runs: in memory, each block would
+/// wait for the one before. Where a slice ends interrupts are noticed.
 inline constexpr Reg kBudget = kR8;
+inline constexpr std::uint32_t kBudgetSlice = 1U << 14;
 
 /// What the stubs call, in low memory.
 struct StubTargets {
