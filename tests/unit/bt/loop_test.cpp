@@ -105,5 +105,28 @@ TEST_F(LoopTest, UpperHalvesStay) {
   }
 }
 
+/// Interrupts are noticed where a slice of the budget ends. Each round asks the VMM for something,
+/// and goes on with a new one.
+TEST_F(LoopTest, RoundsThatMissTheTlbAreInterruptedToo) {
+  constexpr std::uint64_t kAlias = kTlbEntries * kPageSize;  // the same place in the TLB
+  Machine m{kAlias + (4U << 20)};
+  // l: mov rax, [rsi]; mov rdx, [rdi]; jmp l
+  m.write(Machine::kCode,
+          std::vector<std::uint8_t>{0x48, 0x8B, 0x06, 0x48, 0x8B, 0x17, 0xEB, 0xF8});
+  cpu::VcpuState s = Machine::long_mode_state();
+  s.gpr[cpu::RSI] = Machine::kData;
+  s.gpr[cpu::RDI] = Machine::kData + kAlias;
+  m.core->set_state(s);
+  m.core->set_instructions(0);
+  m.core->stop_at({1'000'000, 0});
+  unsigned misses = 0;
+  m.mmu.on_translate = [&](VA) {
+    if (++misses == 100) m.core->kick();
+  };
+  ASSERT_EQ(m.core->run().kind, ExitKind::interrupted);
+  EXPECT_GE(misses, 100U);
+  EXPECT_LT(m.core->position().instructions, 1000U);
+}
+
 }  // namespace
 }  // namespace strata::interp::test
