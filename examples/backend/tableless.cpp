@@ -74,7 +74,9 @@ Expected<TablelessMmu::GuestPage, Fault> TablelessMmu::walk(const strata::Paging
     const auto word = entry_at(used.at(level), AccessKind::read);
     if (!word) return Unexpected{word.error()};
     const std::uint64_t e = Word{**word}.load();
-    if ((e & kPresent) == 0) {
+    // What nobody makes leaves no accessed bits behind.
+    const std::uint64_t needed = kPresent | (access.speculative ? kAccessed : 0);
+    if ((e & needed) != needed) {
       return Unexpected{Fault{Stage::guest_table, FaultKind::page_fault, code, va, {}}};
     }
     code |= strata::pf::kPresent;

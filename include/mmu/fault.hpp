@@ -17,6 +17,9 @@ struct Access {
   /// EFLAGS.AC as SMAP honours it: true lets explicit supervisor data accesses reach user pages.
   /// Implicit supervisor accesses (descriptor tables, TSS) pass false.
   bool ac = false;
+  /// Nobody makes it: where it would set an accessed bit it is a page fault, as nobody is to see
+  /// that it was asked for.
+  bool speculative = false;
 };
 
 /// Where a translation stopped.

@@ -93,6 +93,15 @@ Expected<bool, Fault> update_accessed_dirty(WalkResult& r, unsigned top, bool wr
   return true;
 }
 
+/// Every step used was used before.
+template <class Format>
+bool all_accessed(const WalkResult& r, unsigned top) {
+  for (unsigned level = top; level >= r.leaf_level; --level) {
+    if ((r.steps[level].entry & Format::kAccessed) == 0) return false;
+  }
+  return true;
+}
+
 /// Reads entries from `start` down to the leaf.
 template <class Format, class Memory>
 Expected<WalkResult, WalkFault> descend(const WalkStart& start, std::uint64_t input,
@@ -155,6 +164,9 @@ Expected<WalkResult, WalkFault> walk(const WalkStart& start, std::uint64_t input
     }
     if constexpr (detail::Updates<Format, Memory>) {
       if (!controls.accessed_dirty) return r;
+      if (access.speculative && !detail::all_accessed<Format>(*r, start.level)) {
+        return Unexpected{WalkFault{WalkStop::not_present, r->leaf_level, r->rights, {}}};
+      }
       const auto updated = detail::update_accessed_dirty<Format>(
           *r, start.level, access.kind == AccessKind::write, mem);
       if (!updated) return Unexpected{WalkFault{WalkStop::memory, 0, r->rights, updated.error()}};

@@ -118,7 +118,7 @@ Translator::Translator(Core& core, std::size_t code_budget)
       CatchHostFaults::install()) {
     windows_ = std::make_unique<Windows>(state_->slices, core.env.windows);
     core.tlb_.set_mirror(windows_.get());
-    // Looking up sets accessed bits, which states that are compared must have for a reason.
+    // When pages are looked up is not part of what states are compared for.
     if (!core.env.exact_state) {
       neighbours_ = [this](VA va, Extent& e) { return neighbour(va, e); };
     }

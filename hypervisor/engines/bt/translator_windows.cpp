@@ -30,8 +30,8 @@ void Translator::choose_window() {
 }
 
 /// Whether the guest's tables still say what the window does. To fill the TLB is what a processor
-/// may do at any time, accessed bits included (SDM 3A 4.10.2.3); but nobody else does, so that
-/// states that are compared have none of it. What is not to be had raises no exception.
+/// may do at any time (SDM 3A 4.10.2.3); but nobody else does, so that states that are compared
+/// have none of it. Pages that a guest has marked as not accessed since are given up.
 void Translator::revalidate() {
   windows_->revalidate([this](VA va, const Extent& known) {
     Extent now;
@@ -97,10 +97,7 @@ Extent Translator::around(VA& va) {
 }
 
 bool Translator::neighbour(VA va, Extent& extent) {
-  if (core_.refill(va.value(), 1, false) != Core::Refill::filled) {
-    core_.exception.valid = false;  // nobody has asked for this page
-    return false;
-  }
+  if (!core_.refill_unasked(va.value())) return false;
   extent = extent_of(core_.tlb_.slot(core_.data_mode, va, core_.pcid), va);
   return true;
 }

@@ -486,6 +486,9 @@ class Core final : public engine::Vcpu, private TranslationHolder {
     return (write ? e.write_tag : e.read_tag) == Tlb::tag(VA{va}, pcid);
   }
   Refill refill(std::uint64_t va, unsigned size, bool write);
+  /// Fills the TLB for reads at `va` that nobody has asked for, and that nobody is to see. False:
+  /// that is not possible.
+  bool refill_unasked(std::uint64_t va);
   bool load_slow(std::uint64_t va, void* out, unsigned size, Access access);
   bool store_slow(std::uint64_t va, const void* data, unsigned size, Access access);
   bool rmw_begin_slow(std::uint64_t va, unsigned size, Rmw& m);

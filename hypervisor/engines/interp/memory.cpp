@@ -207,6 +207,18 @@ Core::Refill Core::refill(std::uint64_t va, unsigned size, bool write) {
   return cached(va, write) ? Refill::filled : Refill::interpret;
 }
 
+bool Core::refill_unasked(std::uint64_t va) {
+  if (cached(va, false)) return true;
+  if (!canonical(va) || breakpoints.data) return false;
+  const VA address{va};
+  const Access access{AccessKind::read, cpl == 3, ac(), true};
+  const auto t = ask_mmu(address, access);
+  if (!t) return false;
+  const bool unannounced = t->writable && group_->code_pages.claim_write(page_of(t->pa), env.id);
+  tlb_.fill(mode_of(access), address, pcid, *t, env.window.host(t->page), unannounced);
+  return true;
+}
+
 bool Core::load_slow(std::uint64_t va, void* out, unsigned size, Access access) {
   if (breakpoints.data) note_access(va, size, false);
   auto* to = static_cast<std::byte*>(out);
