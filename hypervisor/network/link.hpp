@@ -18,9 +18,9 @@ class Receiver {
   Receiver(const Receiver&) = delete;
   Receiver& operator=(const Receiver&) = delete;
   virtual ~Receiver() = default;
-  /// A frame without checksum (FCS), at most kMaxFrameBytes. On a thread of the link, one at a time,
-  /// no lock of the link held. False: the card has no room now; the link keeps a bounded number of
-  /// frames until Link::resume(), and drops what is beyond it, as a full switch would.
+  /// A frame without checksum (FCS), at most kMaxFrameBytes. On a thread of the link, one at a
+  /// time, no lock of the link held. False: the card has no room now; the link keeps a bounded
+  /// number of frames until Link::resume(), and drops what is beyond it, as a full switch would.
   virtual bool receive(std::span<const std::byte> frame) noexcept = 0;
 };
 

@@ -63,8 +63,8 @@ class Disk {
   /// discard gives space back.
   [[nodiscard]] virtual bool discards() const noexcept = 0;
 
-  /// Makes the threads that the disk needs; the process may make none later (docs/sandbox.md). Once,
-  /// before the first request. Throws std::system_error if the host has no thread left.
+  /// Makes the threads that the disk needs; the process may make none later (docs/sandbox.md).
+  /// Once, before the first request. Throws std::system_error if the host has no thread left.
   virtual void start() = 0;
   /// Checks and begins `request`; `done` must live until it has been called. The array that
   /// `request.buffers` names may go when submit() returns, what its elements point to may not.
