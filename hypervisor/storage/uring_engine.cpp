@@ -1,0 +1,310 @@
+// io_uring(7): requests are queued in memory that the kernel shares, and many begin with one call.
+// What the page cache answers is over when that call returns and is reaped by the thread that made
+// it; a thread of the engine waits for the rest.
+
+#include <liburing.h>
+
+#include <array>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <utility>
+
+#include "storage/file_engine.hpp"
+#include "storage/transfer.hpp"
+
+namespace strata::storage {
+
+namespace {
+
+constexpr unsigned kDepth = 256;  ///< requests that the kernel has at a time
+
+class Ring {
+ public:
+  Ring() = default;
+  Ring(const Ring&) = delete;
+  Ring& operator=(const Ring&) = delete;
+  ~Ring() {
+    if (made_) ::io_uring_queue_exit(&ring_);
+  }
+
+  /// Makes a ring that can do no more than this engine needs: a process that was taken over must
+  /// not open files through it, past the filter of system calls. False: the host has none for us.
+  [[nodiscard]] bool make(std::span<const int> files) {
+    io_uring_params parameters{};
+    parameters.flags = IORING_SETUP_R_DISABLED;
+    if (::io_uring_queue_init_params(kDepth, &ring_, &parameters) != 0) return false;
+    made_ = true;
+    return ::io_uring_register_files(&ring_, files.data(), static_cast<unsigned>(files.size())) ==
+               0 && restrict() &&
+           ::io_uring_enable_rings(&ring_) == 0;
+  }
+  [[nodiscard]] io_uring* get() noexcept { return &ring_; }
+
+ private:
+  [[nodiscard]] bool restrict() {
+    std::array<io_uring_restriction, 6> rules{};
+    constexpr std::array<std::uint8_t, 5> kOperations{
+        IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_NOP};
+    for (std::size_t i = 0; i < kOperations.size(); ++i) {
+      rules[i].opcode = IORING_RESTRICTION_SQE_OP;
+      rules[i].sqe_op = kOperations[i];
+    }
+    // Only the files that are registered, by index; and no other flag (none is allowed).
+    rules.back().opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
+    rules.back().sqe_flags = IOSQE_FIXED_FILE;
+    return ::io_uring_register_restrictions(&ring_, rules.data(),
+                                            static_cast<unsigned>(rules.size())) == 0;
+  }
+
+  io_uring ring_{};
+  bool made_ = false;
+};
+
+class UringEngine final : public FileEngine {
+ public:
+  UringEngine(std::unique_ptr<Ring> ring, std::size_t files)
+      : ring_{std::move(ring)}, flushes_(files) {}
+  ~UringEngine() override;
+
+  [[nodiscard]] std::string_view name() const noexcept override { return "io_uring"; }
+  void start() override {
+    thread_ = std::thread{[this] { reap_until_stopped(); }};
+  }
+  void submit(unsigned file, const Request& request, Completion& done) override;
+  void kick() override;
+  void drain() override;
+
+ private:
+  struct Slot {
+    Transfer transfer;
+    unsigned file = 0;
+    bool flush = false;
+    Completion* done = nullptr;
+  };
+  struct Finished {
+    Completion* done = nullptr;
+    Status status = Status::ok;
+  };
+  /// Of a file. One fdatasync at a time: the kernel reports an error to one caller only. It serves
+  /// everybody who asked before it began.
+  struct Flushes {
+    std::vector<Slot*> running;
+    std::vector<Slot*> next;
+    bool failed = false;
+  };
+
+  [[nodiscard]] Slot& take_slot();
+  void begin_flush(Flushes& flushes);
+  void end_flush(Flushes& flushes, Status status);
+  void finish(Slot& slot, Status status);
+  void push();
+  void prepare(io_uring_sqe& entry, Slot& slot);
+  void enter();
+  void reap();
+  void drive(std::unique_lock<std::mutex>& hold);
+  void reap_until_stopped();
+
+  const std::unique_ptr<Ring> ring_;
+  std::thread thread_;
+
+  std::mutex lock_;  ///< guards the rest and both ends of the ring; held while requests are given
+                     ///< to the kernel, not while completions are called or waited for
+  std::condition_variable wake_;  ///< the thread has something to wait for
+  std::condition_variable idle_;  ///< nothing is under way
+  std::deque<Slot> slots_;        ///< addresses stay
+  std::vector<Slot*> free_;
+  std::deque<Slot*> waiting_;  ///< to be given to the kernel
+  std::vector<Flushes> flushes_;
+  std::vector<Finished> finished_;  ///< to be told
+  std::size_t in_kernel_ = 0;
+  std::size_t active_ = 0;  ///< submitted, and completed() has not returned
+  bool asleep_ = false;     ///< the thread, in wake_
+  bool stopping_ = false;
+};
+
+UringEngine::~UringEngine() {
+  if (!thread_.joinable()) return;
+  {
+    const std::lock_guard hold{lock_};
+    stopping_ = true;
+    // The thread may wait in the kernel for a completion that somebody else has reaped.
+    io_uring_sqe* const entry = ::io_uring_get_sqe(ring_->get());
+    ::io_uring_prep_nop(entry);
+    entry->flags = IOSQE_FIXED_FILE;
+    ::io_uring_sqe_set_data(entry, nullptr);
+    ++in_kernel_;
+    enter();
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+void UringEngine::submit(unsigned file, const Request& request, Completion& done) {
+  const std::lock_guard hold{lock_};
+  Slot& slot = take_slot();
+  slot.transfer.begin(request);
+  slot.file = file;
+  slot.flush = request.operation == Operation::flush;
+  slot.done = &done;
+  ++active_;
+  if (!slot.flush) {
+    waiting_.push_back(&slot);
+    return;
+  }
+  Flushes& flushes = flushes_[file];
+  flushes.next.push_back(&slot);
+  if (flushes.running.empty()) begin_flush(flushes);
+}
+
+void UringEngine::kick() {
+  std::unique_lock hold{lock_};
+  drive(hold);
+}
+
+void UringEngine::drain() {
+  std::unique_lock hold{lock_};
+  drive(hold);
+  idle_.wait(hold, [this] { return active_ == 0; });
+}
+
+UringEngine::Slot& UringEngine::take_slot() {
+  if (free_.empty()) return slots_.emplace_back();
+  Slot& slot = *free_.back();
+  free_.pop_back();
+  return slot;
+}
+
+/// All of `next` are served by the first's fdatasync; or, after one that failed, by none.
+void UringEngine::begin_flush(Flushes& flushes) {
+  if (flushes.next.empty()) return;
+  flushes.running.swap(flushes.next);
+  if (flushes.failed) {
+    end_flush(flushes, Status::io_error);
+  } else {
+    waiting_.push_back(flushes.running.front());
+  }
+}
+
+void UringEngine::end_flush(Flushes& flushes, Status status) {
+  if (status != Status::ok) flushes.failed = true;
+  for (Slot* const slot : flushes.running) {
+    finished_.push_back({slot->done, status});
+    free_.push_back(slot);
+  }
+  flushes.running.clear();
+  begin_flush(flushes);
+}
+
+void UringEngine::finish(Slot& slot, Status status) {
+  if (slot.flush) {
+    end_flush(flushes_[slot.file], status);
+    return;
+  }
+  finished_.push_back({slot.done, status});
+  free_.push_back(&slot);
+}
+
+void UringEngine::prepare(io_uring_sqe& entry, Slot& slot) {
+  const HostCall call = slot.transfer.next();
+  const int file = static_cast<int>(slot.file);
+  switch (call.kind) {
+    case HostCall::Kind::readv:
+      ::io_uring_prep_readv(&entry, file, call.buffers, call.count, call.offset);
+      break;
+    case HostCall::Kind::writev:
+      ::io_uring_prep_writev(&entry, file, call.buffers, call.count, call.offset);
+      break;
+    case HostCall::Kind::fdatasync:
+      ::io_uring_prep_fsync(&entry, file, IORING_FSYNC_DATASYNC);
+      break;
+    case HostCall::Kind::fallocate:
+      ::io_uring_prep_fallocate(&entry, file, call.mode, static_cast<off_t>(call.offset),
+                                static_cast<off_t>(call.length));
+      break;
+  }
+  entry.flags = IOSQE_FIXED_FILE;
+  ::io_uring_sqe_set_data(&entry, &slot);
+}
+
+/// Gives the kernel what waits, as much as it takes at a time.
+void UringEngine::push() {
+  bool any = false;
+  while (!waiting_.empty() && in_kernel_ < kDepth) {
+    io_uring_sqe* const entry = ::io_uring_get_sqe(ring_->get());
+    prepare(*entry, *waiting_.front());
+    waiting_.pop_front();
+    ++in_kernel_;
+    any = true;
+  }
+  if (any) enter();
+}
+
+void UringEngine::enter() {
+  while (::io_uring_sq_ready(ring_->get()) > 0) {
+    // EAGAIN: the host has no memory for a request right now. EINTR: a signal.
+    if (::io_uring_submit(ring_->get()) < 0) std::this_thread::yield();
+  }
+}
+
+void UringEngine::reap() {
+  io_uring_cqe* entry = nullptr;
+  while (::io_uring_peek_cqe(ring_->get(), &entry) == 0) {
+    auto* const slot = static_cast<Slot*>(::io_uring_cqe_get_data(entry));
+    const std::int64_t result = entry->res;
+    ::io_uring_cqe_seen(ring_->get(), entry);
+    --in_kernel_;
+    if (slot == nullptr) continue;
+    if (const auto status = slot->transfer.advance(result)) {
+      finish(*slot, *status);
+    } else {
+      waiting_.push_back(slot);
+    }
+  }
+}
+
+/// Takes everything as far as it goes without waiting.
+void UringEngine::drive(std::unique_lock<std::mutex>& hold) {
+  while (true) {
+    push();
+    reap();
+    const bool more = !waiting_.empty() && in_kernel_ < kDepth;  // transfers that were short
+    if (finished_.empty() && more) continue;
+    if (in_kernel_ > 0 && asleep_) wake_.notify_one();
+    if (finished_.empty()) return;
+    std::vector<Finished> finished;
+    finished.swap(finished_);
+    hold.unlock();
+    for (const Finished& request : finished) request.done->completed(request.status);
+    hold.lock();
+    active_ -= finished.size();
+    if (active_ == 0) idle_.notify_all();
+  }
+}
+
+void UringEngine::reap_until_stopped() {
+  std::unique_lock hold{lock_};
+  while (true) {
+    asleep_ = true;
+    wake_.wait(hold, [this] { return in_kernel_ > 0 || stopping_; });
+    asleep_ = false;
+    if (in_kernel_ == 0) return;
+    hold.unlock();
+    ::io_uring_enter(static_cast<unsigned>(ring_->get()->ring_fd), 0, 1, IORING_ENTER_GETEVENTS,
+                     nullptr);
+    hold.lock();
+    drive(hold);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<FileEngine> make_uring_engine(std::vector<int> files) {
+  auto ring = std::make_unique<Ring>();
+  if (!ring->make(files)) return nullptr;
+  return std::make_unique<UringEngine>(std::move(ring), files.size());
+}
+
+}  // namespace strata::storage
