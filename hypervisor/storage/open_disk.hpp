@@ -19,6 +19,9 @@ enum class Engine : std::uint8_t {
 struct DiskOptions {
   std::string path{};  ///< raw: the bytes of the file or block device are those of the disk
   bool read_only = false;
+  /// Not empty: changes go to this file, which is made if there is none, and `path` is only read
+  /// (docs/storage.md). With read_only the file must exist.
+  std::string overlay{};
   Engine engine = Engine::asynchronous;
 };
 

@@ -13,9 +13,10 @@ namespace {
 struct Kind {
   const char* name;
   Engine engine;
+  bool overlay;
 };
 
-constexpr std::size_t kBytes = 3 * 1024 * 1024 + 5 * kSectorBytes;
+constexpr std::size_t kBytes = 3 * 1024 * 1024 + 5 * kSectorBytes;  // no whole clusters
 
 class DiskTest : public testing::TestWithParam<Kind> {
  protected:
@@ -23,6 +24,7 @@ class DiskTest : public testing::TestWithParam<Kind> {
     write_file(folder_.file("base"), model_);
     options_.path = folder_.file("base");
     options_.engine = GetParam().engine;
+    if (GetParam().overlay) options_.overlay = folder_.file("overlay");
     open();
   }
   ~DiskTest() override { close(); }
@@ -230,8 +232,10 @@ TEST_P(DiskTest, CompletesEachRequestOnce) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, DiskTest,
-                         testing::Values(Kind{"RawUring", Engine::asynchronous},
-                                         Kind{"RawSynchronous", Engine::synchronous}),
+                         testing::Values(Kind{"RawUring", Engine::asynchronous, false},
+                                         Kind{"RawSynchronous", Engine::synchronous, false},
+                                         Kind{"OverlayUring", Engine::asynchronous, true},
+                                         Kind{"OverlaySynchronous", Engine::synchronous, true}),
                          [](const auto& kind) { return kind.param.name; });
 
 }  // namespace
