@@ -1,8 +1,3 @@
-#include <fcntl.h>
-#include <sys/uio.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <mutex>
 #include <utility>
 
@@ -12,26 +7,6 @@
 namespace strata::storage {
 
 namespace {
-
-std::int64_t call_host(int fd, const HostCall& call) noexcept {
-  const auto offset = static_cast<off_t>(call.offset);
-  std::int64_t result = 0;
-  switch (call.kind) {
-    case HostCall::Kind::readv:
-      result = ::preadv(fd, call.buffers, static_cast<int>(call.count), offset);
-      break;
-    case HostCall::Kind::writev:
-      result = ::pwritev(fd, call.buffers, static_cast<int>(call.count), offset);
-      break;
-    case HostCall::Kind::fdatasync:
-      result = ::fdatasync(fd);
-      break;
-    case HostCall::Kind::fallocate:
-      result = ::fallocate(fd, call.mode, offset, static_cast<off_t>(call.length));
-      break;
-  }
-  return result < 0 ? -errno : result;
-}
 
 class SynchronousEngine final : public FileEngine {
  public:
@@ -52,7 +27,7 @@ class SynchronousEngine final : public FileEngine {
     Transfer transfer;
     transfer.begin(request);
     while (true) {
-      if (const auto status = transfer.advance(call_host(files_[file], transfer.next()))) {
+      if (const auto status = transfer.advance(make_call(files_[file], transfer.next()))) {
         return *status;
       }
     }

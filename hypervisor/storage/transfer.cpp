@@ -1,6 +1,8 @@
 #include "storage/transfer.hpp"
 
 #include <fcntl.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -41,6 +43,26 @@ Status status_of(int error) noexcept {
     default:
       return Status::io_error;
   }
+}
+
+std::int64_t make_call(int fd, const HostCall& call) noexcept {
+  const auto offset = static_cast<off_t>(call.offset);
+  std::int64_t result = 0;
+  switch (call.kind) {
+    case HostCall::Kind::readv:
+      result = ::preadv(fd, call.buffers, static_cast<int>(call.count), offset);
+      break;
+    case HostCall::Kind::writev:
+      result = ::pwritev(fd, call.buffers, static_cast<int>(call.count), offset);
+      break;
+    case HostCall::Kind::fdatasync:
+      result = ::fdatasync(fd);
+      break;
+    case HostCall::Kind::fallocate:
+      result = ::fallocate(fd, call.mode, offset, static_cast<off_t>(call.length));
+      break;
+  }
+  return result < 0 ? -errno : result;
 }
 
 void Transfer::begin(const Request& request) {

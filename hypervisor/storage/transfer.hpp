@@ -23,8 +23,11 @@ struct HostCall {
   unsigned count = 0;
   int mode = 0;  ///< fallocate
   std::uint64_t offset = 0;
-  std::uint64_t length = 0;  ///< fallocate
+  std::uint64_t length = 0;  ///< of the range, or of the bytes that are left
 };
+
+/// Makes `call` by system call. Bytes, 0, or a negative error number.
+[[nodiscard]] std::int64_t make_call(int fd, const HostCall& call) noexcept;
 
 /// Short transfers are continued, interrupted calls repeated, and what a file system does not have
 /// is done in another way. One thread at a time.
