@@ -16,7 +16,6 @@
 
 namespace {
 
-using strata::storage::Disk;
 using strata::storage::DiskOptions;
 using strata::storage::Engine;
 using strata::storage::Operation;

@@ -2,67 +2,22 @@
 // What the page cache answers is over when that call returns and is reaped by the thread that made
 // it; a thread of the engine waits for the rest.
 
-#include <liburing.h>
-
-#include <array>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
-#include <span>
 #include <thread>
 #include <utility>
 
 #include "storage/file_engine.hpp"
+#include "storage/ring.hpp"
 #include "storage/transfer.hpp"
 
 namespace strata::storage {
 
 namespace {
 
-constexpr unsigned kDepth = 256;  ///< requests that the kernel has at a time
+constexpr unsigned kDepth = 256;  // requests that the kernel has at a time
 constexpr std::uint64_t kSmallWrite = 64 * 1024;
-
-class Ring {
- public:
-  Ring() = default;
-  Ring(const Ring&) = delete;
-  Ring& operator=(const Ring&) = delete;
-  ~Ring() {
-    if (made_) ::io_uring_queue_exit(&ring_);
-  }
-
-  /// Makes a ring that can do no more than this engine needs: a process that was taken over must
-  /// not open files through it, past the filter of system calls. False: the host has none for us.
-  [[nodiscard]] bool make(std::span<const int> files) {
-    io_uring_params parameters{};
-    parameters.flags = IORING_SETUP_R_DISABLED;
-    if (::io_uring_queue_init_params(kDepth, &ring_, &parameters) != 0) return false;
-    made_ = true;
-    return ::io_uring_register_files(&ring_, files.data(), static_cast<unsigned>(files.size())) ==
-               0 && restrict() &&
-           ::io_uring_enable_rings(&ring_) == 0;
-  }
-  [[nodiscard]] io_uring* get() noexcept { return &ring_; }
-
- private:
-  [[nodiscard]] bool restrict() {
-    std::array<io_uring_restriction, 6> rules{};
-    constexpr std::array<std::uint8_t, 5> kOperations{
-        IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_NOP};
-    for (std::size_t i = 0; i < kOperations.size(); ++i) {
-      rules[i].opcode = IORING_RESTRICTION_SQE_OP;
-      rules[i].sqe_op = kOperations[i];
-    }
-    // Only the files that are registered, by index; and no other flag (none is allowed).
-    rules.back().opcode = IORING_RESTRICTION_SQE_FLAGS_REQUIRED;
-    rules.back().sqe_flags = IOSQE_FIXED_FILE;
-    return ::io_uring_register_restrictions(&ring_, rules.data(),
-                                            static_cast<unsigned>(rules.size())) == 0;
-  }
-
-  io_uring ring_{};
-  bool made_ = false;
-};
 
 class UringEngine final : public FileEngine {
  public:
@@ -328,7 +283,7 @@ void UringEngine::reap_until_stopped() {
 
 std::unique_ptr<FileEngine> make_uring_engine(std::vector<int> files) {
   auto ring = std::make_unique<Ring>();
-  if (!ring->make(files)) return nullptr;
+  if (!ring->make(kDepth, files)) return nullptr;
   return std::make_unique<UringEngine>(std::move(ring), std::move(files));
 }
 

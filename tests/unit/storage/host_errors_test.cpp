@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <csignal>
 
+#include "machine/machine_memory.hpp"
 #include "storage/file_engine.hpp"
 #include "storage/overlay_file.hpp"
 #include "support.hpp"
