@@ -94,6 +94,7 @@ TEST_P(DiskTest, ScattersOverManyBuffers) {
     parts.emplace_back(bytes.begin() + static_cast<std::ptrdiff_t>(at),
                        bytes.begin() + static_cast<std::ptrdiff_t>(at + kSectorBytes));
   }
+  buffers.reserve(parts.size());
   for (Bytes& part : parts) buffers.push_back({part.data(), part.size()});
   Request request{.operation = Operation::write,
                   .offset = 7 * kSectorBytes,

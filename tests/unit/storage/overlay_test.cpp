@@ -95,7 +95,7 @@ TEST_F(OverlayTest, LeavesNothingElseBehind) {
 }
 
 TEST_F(OverlayTest, RefusesForeignFiles) {
-  for (const std::size_t size : {0, 7, 511, 512, 100'000}) {
+  for (const std::size_t size : {0U, 7U, 511U, 512U, 100'000U}) {
     const Bytes foreign = random_bytes(size, size);
     write_file(options_.overlay, foreign);
     EXPECT_THAT(error(), HasSubstr("is not an overlay of Strata"));
