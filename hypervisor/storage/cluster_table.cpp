@@ -22,16 +22,23 @@ bool ClusterTable::holds_all(std::uint64_t first, std::uint64_t last) const noex
 
 std::uint64_t ClusterTable::same_until(std::uint64_t first, std::uint64_t last) const noexcept {
   const bool held = holds(first);
-  std::uint64_t cluster = first;
-  while (cluster < last && holds(cluster + 1) == held) ++cluster;
-  return cluster;
+  const std::uint8_t eight = held ? 0xFF : 0;
+  std::uint64_t next = first + 1;
+  while (next <= last && holds(next) == held) {
+    const bool whole_byte = next % 8 == 0 && bits_[next / 8] == eight;
+    next += whole_byte ? 8 : 1;
+  }
+  return std::min(next - 1, last);
 }
 
 void ClusterTable::add(std::uint64_t first, std::uint64_t last) {
+  std::uint64_t counted = ~std::uint64_t{0};  // sector that is among the dirty ones already
   for (std::uint64_t cluster = first; cluster <= last; ++cluster) {
     if (holds(cluster)) continue;
     bits_[cluster / 8] = static_cast<std::uint8_t>(bits_[cluster / 8] | 1U << (cluster % 8));
     const std::uint64_t index = cluster / kClustersPerSector;
+    if (index == counted) continue;
+    counted = index;
     const auto at = std::lower_bound(dirty_.begin(), dirty_.end(), index);
     if (at == dirty_.end() || *at != index) dirty_.insert(at, index);
   }

@@ -214,6 +214,28 @@ TEST_P(DiskTest, ServesManyThreadsAtOnce) {
   for (const auto& chain : chains) EXPECT_TRUE(chain->good());
 }
 
+TEST_P(DiskTest, RequestsOutliveTheThreadThatSubmittedThem) {
+  constexpr std::size_t kRequests = 40, kSize = 64 * 1024 + kSectorBytes;
+  for (int round = 0; round < 5; ++round) {
+    std::vector<Waiter> waiters(kRequests + 1);
+    Bytes bytes = random_bytes(static_cast<std::uint64_t>(round), kRequests * kSize);
+    std::thread{[&] {
+      for (std::size_t i = 0; i < kRequests; ++i) {
+        const iovec buffer{bytes.data() + i * kSize, kSize};
+        disk_->submit({.operation = Operation::write,
+                       .offset = i * kSize,
+                       .length = kSize,
+                       .buffers = {&buffer, 1}},
+                      waiters[i]);
+      }
+      disk_->submit({.operation = Operation::flush}, waiters[kRequests]);
+      disk_->kick();
+    }}.join();
+    for (Waiter& waiter : waiters) ASSERT_EQ(waiter.wait(), Status::ok);
+    ASSERT_EQ(read(*disk_, 0, bytes.size()), bytes);
+  }
+}
+
 TEST_P(DiskTest, CompletesEachRequestOnce) {
   constexpr std::size_t kRequests = 1000;  // more than a ring holds
   std::vector<Waiter> waiters(kRequests);
