@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <csignal>
 #include <exception>
 #include <iostream>
 
@@ -25,6 +26,8 @@ int main(int argc, char** argv) {
   app.name("strata");
   app.set_version_flag("--version", strata::cli::version_text());
   app.require_subcommand(1);
+  // A write beyond RLIMIT_FSIZE is an error of that write, not the end of the VM.
+  std::signal(SIGXFSZ, SIG_IGN);
   int exit_code = 0;
   try {
     strata::cli::add_run_command(app, exit_code);

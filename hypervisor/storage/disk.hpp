@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 namespace strata::storage {
 
@@ -45,7 +46,7 @@ class Completion {
   Completion& operator=(const Completion&) = delete;
   virtual ~Completion() = default;
   /// Once per request, from inside Disk::submit() or kick(), or on a thread of the disk; no lock of
-  /// the disk is held. May submit further requests.
+  /// the disk is held. May submit further requests; those get under way without a kick().
   virtual void completed(Status status) noexcept = 0;
 };
 
@@ -62,6 +63,8 @@ class Disk {
   [[nodiscard]] virtual bool read_only() const noexcept = 0;
   /// discard gives space back.
   [[nodiscard]] virtual bool discards() const noexcept = 0;
+  /// How the host is asked: "io_uring" or "synchronous"; "none" without a host behind it.
+  [[nodiscard]] virtual std::string_view engine() const noexcept { return "none"; }
 
   /// Makes the threads that the disk needs; the process may make none later (docs/sandbox.md).
   /// Once, before the first request. Throws std::system_error if the host has no thread left.

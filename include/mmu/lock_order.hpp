@@ -16,6 +16,9 @@
 //   kvm::Processor::thread_lock_      leaf
 //   vmm::VcpuThread::lock_            leaf: what a vCPU is asked to do
 //   devices::TimerQueue::mutex_       leaf
+//   storage::UringEngine::lock_       leaf; held while requests are given to the kernel. Devices
+//                                     call disks, and disks call devices, with no lock of theirs
+//   storage::SynchronousEngine::flush_lock_  leaf; held during fdatasync
 //
 // The P2M itself has no lock: entries change by compare-and-swap of one word.
 #pragma once

@@ -111,6 +111,7 @@ INSTANTIATE_TEST_SUITE_P(
              }},
         Call{"unlink", [] { ::unlink("/nowhere"); }}, Call{"bpf", [] { ::syscall(SYS_bpf); }},
         Call{"io_uring_setup", [] { ::syscall(SYS_io_uring_setup, 1, nullptr); }},
+        Call{"io_uring_register", [] { ::syscall(SYS_io_uring_register, -1, 0, nullptr, 0); }},
         Call{"prctl", [] { ::syscall(SYS_prctl, 0); }},
         Call{"seccomp", [] { ::syscall(SYS_seccomp, 0, 0, nullptr); }},
         Call{"userfaultfd", [] { ::syscall(SYS_userfaultfd, 0); }},
