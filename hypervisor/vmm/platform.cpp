@@ -109,6 +109,30 @@ void Platform::enter_bios_state() {
   out(layout::kPitPort, 0);
 }
 
+bool Platform::add(std::unique_ptr<devices::virtio::Device> device, machine::GuestMemory& memory) {
+  // What firmware would do: each slot has a piece of the window that ACPI tells of.
+  constexpr std::uint32_t kSlotBytes = 0x10000, kMsixOffset = 0x8000;
+  static_assert(devices::virtio::PciTransport::kRegisterBytes <= kMsixOffset &&
+                devices::Msix::kBytes <= kSlotBytes - kMsixOffset);
+  const auto slot = static_cast<unsigned>(virtio_.size()) + 1;
+  const auto base =
+      static_cast<std::uint32_t>(layout::kMmio32Base + std::uint64_t{slot} * kSlotBytes);
+  auto transport = std::make_unique<devices::virtio::PciTransport>(
+      *device, memory,
+      devices::PciSlot{.mmio = &mmio_,
+                       .messages = &apic_bus_,
+                       .intx = &irqs_.gsi(layout::pci_gsi(slot, 0)),
+                       .registers = base,
+                       .msix = base + kMsixOffset});
+  if (!pci_.add(slot, *transport)) return false;
+  virtio_.push_back({std::move(device), std::move(transport)});
+  return true;
+}
+
+void Platform::start() {
+  for (const VirtioFunction& f : virtio_) f.device->start();
+}
+
 nlohmann::json Platform::save() {
   nlohmann::json state = nlohmann::json::object();
   state["apics"] = nlohmann::json::array();
@@ -123,6 +147,8 @@ nlohmann::json Platform::save() {
   state["pci"] = pci_.save();
   state["ports"] = system_ports_.save();
   state["kvmclock"] = kvmclock_.save();
+  state["virtio"] = nlohmann::json::array();
+  for (const VirtioFunction& f : virtio_) state["virtio"].push_back(f.transport->save());
   auto deadlines = timers_.deadlines();
   deadlines.resize(own_timers_);  // others are not the machine's
   state["timers"] = deadlines;
@@ -134,11 +160,15 @@ devices::StateResult Platform::load(const nlohmann::json& state) {
     return devices::StateResult{Unexpected{devices::StateError{what}}};
   };
   for (const char* part : {"apics", "apic_bus", "pic", "ioapic", "pit", "rtc", "acpi", "serial",
-                           "pci", "ports", "kvmclock", "timers"}) {
+                           "pci", "ports", "kvmclock", "virtio", "timers"}) {
     if (!state.is_object() || !state.contains(part)) return wrong("a device's state is missing");
   }
   const nlohmann::json& apics = state["apics"];
   if (!apics.is_array() || apics.size() != apics_.size()) return wrong("not one APIC per vCPU");
+  const nlohmann::json& virtio = state["virtio"];
+  if (!virtio.is_array() || virtio.size() != virtio_.size()) {
+    return wrong("it was saved with another number of disks; give the same --disk options");
+  }
   std::vector<devices::Nanoseconds> deadlines(own_timers_, 0);
   devices::StateReader reader{state, "devices"};
   reader("timers", deadlines);
@@ -154,6 +184,9 @@ devices::StateResult Platform::load(const nlohmann::json& state) {
   if (done) done = pci_.load(state["pci"]);
   if (done) done = system_ports_.load(state["ports"]);
   if (done) done = kvmclock_.load(state["kvmclock"]);
+  for (std::size_t i = 0; done && i < virtio_.size(); ++i) {
+    done = virtio_[i].transport->load(virtio[i]);
+  }
   if (!done) return done;
   for (std::size_t id = 0; id < deadlines.size(); ++id) {
     timers_.arm(static_cast<devices::Timers::Id>(id), deadlines[id]);

@@ -22,6 +22,7 @@
 #include "devices/serial8250.hpp"
 #include "devices/system_ports.hpp"
 #include "devices/test_device.hpp"
+#include "devices/virtio/pci_transport.hpp"
 #include "engines/engine.hpp"
 
 namespace strata::vmm {
@@ -42,6 +43,12 @@ class Platform {
   Platform(const Config& config, devices::Clock& clock, devices::Timers& timers,
            const cpu::CpuModel& model, devices::CharSink& sink, devices::MachineControl& control,
            devices::MemoryWriter& memory);
+
+  /// Puts a virtio device into the next PCI slot. Before any vCPU runs. False: all are taken.
+  [[nodiscard]] bool add(std::unique_ptr<devices::virtio::Device> device,
+                         machine::GuestMemory& memory);
+  /// The devices' threads, from here on.
+  void start();
 
   /// All devices' state, timers included; no vCPU runs meanwhile. load() checks what it is given;
   /// after an error the platform must not be used.
@@ -100,6 +107,11 @@ class Platform {
   devices::KvmClock kvmclock_;
   const std::size_t own_timers_;            ///< how many timers the devices above have made
   std::unique_ptr<devices::FwCfg> fw_cfg_;  ///< Config::test_devices
+  struct VirtioFunction {
+    std::unique_ptr<devices::virtio::Device> device;
+    std::unique_ptr<devices::virtio::PciTransport> transport;
+  };
+  std::vector<VirtioFunction> virtio_;                ///< from slot 1 on
   std::unique_ptr<devices::TestDevice> test_device_;  ///< Config::test_devices
 };
 
