@@ -233,6 +233,29 @@ TEST_P(DirectoryPointers, ReservedBits) {
   }
 }
 
+/// A look-up that nobody asked for finds what was accessed before, and leaves no trace: not even of
+/// pages whose accessed bits the guest has taken back (SDM 3A 4.8).
+TEST_P(Matrix, SpeculativeLookUpsSetNoAccessedBits) {
+  const Access unasked{AccessKind::read, true, false, true};
+  for (unsigned cleared = layout.top(); cleared >= layout.leaf; --cleared) {
+    for (unsigned level = layout.top(); level >= layout.leaf; --level) {
+      world.put(level, world.open.at(level) | kA);
+    }
+    world.put(cleared, world.open.at(cleared));
+    world.set(world.context);
+    world.flush();
+    const auto refused = world.mmu->translate(0, world.va, unasked);
+    ASSERT_FALSE(refused) << cleared;
+    EXPECT_EQ(refused.error().kind, FaultKind::page_fault);
+    EXPECT_EQ(world.entry(world.address.at(cleared), layout.bytes()), world.open.at(cleared));
+    ASSERT_EQ(world.judge({AccessKind::read, true, false}), "") << "somebody asks";
+    const auto found = world.mmu->translate(0, world.va, unasked);
+    ASSERT_TRUE(found) << cleared;
+    EXPECT_EQ(found->pa.page_offset(), 0U);
+    EXPECT_EQ(world.entry(world.address.at(layout.leaf), layout.bytes()) & kD, 0U);
+  }
+}
+
 bool always(std::string_view, const Layout&) { return true; }
 bool checks_reserved(std::string_view backend, const Layout&) { return backend != kTableless; }
 bool is_i386_small(std::string_view, const Layout& l) {

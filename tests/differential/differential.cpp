@@ -16,6 +16,7 @@
 
 #include "compare.hpp"
 #include "generator.hpp"
+#include "interp/signal_frame.hpp"
 #include "interp_side.hpp"
 #include "oracle.hpp"
 
@@ -62,6 +63,7 @@ class Fuzzer {
   explicit Fuzzer(const Options& options)
       : options_{options},
         qemu_{!options.qemu.empty()},
+        narrow_{!qemu_ && interp::test::has_user32()},
         model_{*cpu::CpuModel::by_name("default")},
         generator_{model_} {}
 
@@ -101,7 +103,7 @@ class Fuzzer {
         if (qemu_) {
           add_for_qemu(rng);
         } else {
-          cases_of_batch_.push_back(generator_.make(rng, rng.chance(25) ? 32 : 64));
+          cases_of_batch_.push_back(generator_.make(rng, narrow_ && rng.chance(25) ? 32 : 64));
         }
       }
       run_batch(interp, oracle, done);
@@ -192,7 +194,7 @@ class Fuzzer {
     if (!options_.coverage) return 0;
     std::set<ZydisMnemonic> todo;
     for (const unsigned bits : {64U, 32U}) {
-      if (bits == 32 && qemu_) continue;
+      if (bits == 32 && !narrow_) continue;
       for (const ZydisMnemonic m : generator_.instructions(bits)) todo.insert(m);
     }
     for (const Exclusion& e : never_for_qemu()) {
@@ -220,6 +222,7 @@ class Fuzzer {
         cases_, instructions(), past.count(), failures_, deviations_);
     for (const auto& [vector, count] : faults_) fmt::print(" {}: {}", vector, count);
     fmt::print("\n");
+    if (!qemu_ && !narrow_) fmt::print("no 32-bit code: this host executes none\n");
     if (qemu_) report_qemu();
   }
 
@@ -264,6 +267,7 @@ class Fuzzer {
 
   const Options options_;
   const bool qemu_;
+  const bool narrow_;  ///< 32-bit code too
   const cpu::CpuModel model_;
   const Generator generator_;
   std::chrono::steady_clock::time_point start_;

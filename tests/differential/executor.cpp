@@ -152,6 +152,8 @@ void on_signal(int number, siginfo_t* info, void* raw) {
     r.vector = vector_of(number, *info);
     r.cr2 = reinterpret_cast<std::uint64_t>(info->si_addr);
   }
+  // Not the case's: some hosts do not return to one that is not canonical.
+  regs[REG_RSP] = static_cast<greg_t>(c.host_rsp);
   frame::resume_at(regs, &strata_leave);
 }
 

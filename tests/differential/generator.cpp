@@ -7,6 +7,8 @@
 
 #include "case_aim.hpp"
 #include "case_values.hpp"
+#include "cpu/vcpu_state.hpp"
+#include "interp/host_stack.hpp"
 #include "isa/decode.hpp"
 
 namespace strata::differential {
@@ -237,6 +239,7 @@ Case Generator::make(Random& rng, unsigned bits) const {
         c.before.gpr[r] = r < 8 ? static_cast<std::uint32_t>(c.before.gpr[r]) : 0;
       }
     }
+    c.before.gpr[cpu::RSP] = interp::test::usable_rsp(c.before.gpr[cpu::RSP]);
     return c;
   }
 }

@@ -108,12 +108,14 @@ class CodeCache {
     return units_[unit_of(site.resume)].steps(site.steps);
   }
 
+  /// Translated code or a stub lies at the host address. As find_fault().
+  [[nodiscard]] bool holds(std::uint64_t at) const noexcept { return at - executable_ < size_; }
   /// In the order of addresses.
   void add_fault(const FaultRange& range) { unit().faults.push_back(range); }
   /// Where to go on after a fault at the host address; 0: no access that was announced. May be
   /// called by a signal handler of the thread that executes the code.
   [[nodiscard]] std::uint64_t find_fault(std::uint64_t at) const noexcept {
-    return at - executable_ < size_ ? units_[unit_of(at)].find_fault(at) : 0;
+    return holds(at) ? units_[unit_of(at)].find_fault(at) : 0;
   }
 
   /// Host memory in use; never more than the budget.

@@ -12,11 +12,11 @@
 namespace strata::bt {
 namespace {
 
-thread_local const CodeCache* running = nullptr;
+thread_local const CatchHostFaults* running = nullptr;
 
 struct sigaction& handler_before(int number) noexcept {
-  static std::array<struct sigaction, 2> before{};
-  return before[number == SIGSEGV ? 0 : 1];
+  static std::array<struct sigaction, 3> before{};
+  return before[number == SIGSEGV ? 0 : number == SIGBUS ? 1 : 2];
 }
 
 void pass_on(int number, siginfo_t* info, void* context) {
@@ -31,9 +31,12 @@ void pass_on(int number, siginfo_t* info, void* context) {
 
 void handle(int number, siginfo_t* info, void* context) {
   if (running != nullptr) {
-    auto& rip = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_RIP];
-    if (const auto cold = running->find_fault(static_cast<std::uint64_t>(rip)); cold != 0) {
-      rip = static_cast<greg_t>(cold);
+    auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+    auto rip = static_cast<std::uint64_t>(registers[REG_RIP]);
+    auto rsp = static_cast<std::uint64_t>(registers[REG_RSP]);
+    if (running->redirect(rip, rsp, static_cast<unsigned>(registers[REG_TRAPNO]))) {
+      registers[REG_RIP] = static_cast<greg_t>(rip);
+      registers[REG_RSP] = static_cast<greg_t>(rsp);
       return;
     }
   }
@@ -76,13 +79,41 @@ class SignalStack {
 }  // namespace
 
 bool CatchHostFaults::install() noexcept {
-  // A #GP of the processor, for an address that is not canonical, is SIGSEGV too.
-  static const bool installed = install_for(SIGSEGV) && install_for(SIGBUS);
+  // A #GP of the processor, for an address that is not canonical, is SIGSEGV too. SIGILL:
+  // redirect().
+  static const bool installed = install_for(SIGSEGV) && install_for(SIGBUS) && install_for(SIGILL);
   return installed;
 }
 
-CatchHostFaults::CatchHostFaults(const CodeCache& cache) noexcept
-    : outer_{std::exchange(running, &cache)} {
+bool CatchHostFaults::redirect(std::uint64_t& rip, std::uint64_t& rsp,
+                               unsigned vector) const noexcept {
+  constexpr unsigned kInvalidOpcode = 6, kGeneralProtection = 13;
+  if (!cache_.holds(rip)) return false;
+  // SDM 1 3.3.7.1: bits 63 to 47 are equal.
+  const auto sign = static_cast<std::int64_t>(rsp) >> 47;
+  const bool canonical = sign == 0 || sign == -1;
+  std::uint64_t resume = cache_.find_fault(rip);
+  // Nothing that could fault: the host, or a hypervisor below it, did not get back to this RSP.
+  const bool lost = vector == kGeneralProtection || vector == kInvalidOpcode;
+  if (resume == 0 && !canonical && lost) resume = rip;
+  if (resume == 0) return false;
+  if (canonical) {
+    rip = resume;
+    return true;
+  }
+  // Within the stub, what it was entered for still counts.
+  if (rip != stubs_.fault_jump) {
+    state_.fault_rsp = rsp;
+    state_.fault_resume = resume;
+  }
+  rip = stubs_.fault;
+  rsp = reinterpret_cast<std::uint64_t>(&state_);
+  return true;
+}
+
+CatchHostFaults::CatchHostFaults(const CodeCache& cache, NativeState& state,
+                                 const Stubs& stubs) noexcept
+    : cache_{cache}, state_{state}, stubs_{stubs}, outer_{std::exchange(running, this)} {
   thread_local const SignalStack stack;
 }
 

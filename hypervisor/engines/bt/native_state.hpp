@@ -53,6 +53,9 @@ struct NativeState {
   std::uint64_t resume = 0;  ///< where to go behind a stub
   std::uint64_t target = 0;  ///< an indirect branch's target while something else is checked
   std::uint64_t code = 0;    ///< and its code
+  /// Of a host fault that is left by Stubs::fault: the guest's RSP, and where to go on.
+  std::uint64_t fault_rsp = 0;
+  std::uint64_t fault_resume = 0;
   /// Of the running block's groups of accesses: what is to be added to a VA, or where in a window
   /// the group's pointer was when it began.
   std::array<std::uint64_t, 24> group{};
@@ -88,6 +91,9 @@ struct Stubs {
   std::uint64_t interpret = 0;  ///< ... site R10's instruction, and looks up what comes then
   std::uint64_t simd = 0;       ///< site R10 needs vector registers at level R9
   std::uint64_t x87 = 0;        ///< site R10 needs x87 state
+  /// Go on at NativeState::fault_resume with fault_rsp; and its instruction that does so.
+  std::uint64_t fault = 0;
+  std::uint64_t fault_jump = 0;
 };
 
 }  // namespace strata::bt

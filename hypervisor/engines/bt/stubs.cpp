@@ -35,6 +35,14 @@ class StubEmitter {
     return at;
   }
 
+  /// Behind a host fault's handler, which found an RSP that it could not return to.
+  void fault(Stubs& s) {
+    s.fault = a_.here();
+    a_.load(kRsp, absolute(&state_.fault_rsp));
+    s.fault_jump = a_.here();
+    a_.jmp(absolute(&state_.fault_resume));
+  }
+
   /// A far jump that is not linked for where it is: R9 the VA, R10 the jump.
   std::uint64_t far(std::uint64_t link_far) {
     const std::uint64_t at = a_.here();
@@ -245,6 +253,7 @@ Stubs emit_stubs(Assembler& a, interp::Core& core, NativeState& state, const Stu
   s.interpret = e.call(targets.interpret);
   s.simd = e.call(targets.simd);
   s.x87 = e.call(targets.x87);
+  e.fault(s);
   return s;
 }
 

@@ -114,8 +114,8 @@ Translator::Translator(Core& core, std::size_t code_budget)
   stubs_ = emit_stubs(a, core, *state_, targets, this, host_has_avx());
   if (!cache_.append(a.bytes())) std::abort();  // less than the smallest unit
   cache_.keep({.stale = stubs_.stale, .far = stubs_.link_far});
-  if (core.env.windows != interp::WindowUse::never && host_has_bmi2() &&
-      CatchHostFaults::install()) {
+  const bool catches = CatchHostFaults::install();
+  if (core.env.windows != interp::WindowUse::never && host_has_bmi2() && catches) {
     windows_ = std::make_unique<Windows>(state_->slices, core.env.windows);
     core.tlb_.set_mirror(windows_.get());
     // When pages are looked up is not part of what states are compared for.
@@ -192,7 +192,7 @@ bool Translator::run(Core& core) {
   counted_at_ = __rdtsc();
   choose_window();
   refresh();
-  const CatchHostFaults catch_faults{cache_};
+  const CatchHostFaults catch_faults{cache_, *state_, stubs_};
   const std::uint64_t code = code_at_rip();
   if (code == 0) return interpret_next_ ? (interpret_next_ = false) : true;
   // attend() may have come before the context was stored.

@@ -7,7 +7,9 @@
 #include <map>
 #include <string>
 
+#include "host_stack.hpp"
 #include "random_code.hpp"
+#include "signal_frame.hpp"
 
 namespace strata::interp::test {
 namespace {
@@ -317,6 +319,7 @@ TEST_F(Differential, DivisionEdges) {
 
 /// 32-bit code: other default sizes, the instructions that 64-bit mode lost, wrapping addresses.
 TEST_F(Differential, SingleInstructions32) {
+  if (!has_user32()) GTEST_SKIP() << "this host executes no 32-bit code";
   const std::uint64_t cases = setting("STRATA_FUZZ_CASES", 150'000) / 2;
   const InstructionLimits limits{.bits = 32};
   std::map<ZydisMnemonic, unsigned> seen;
@@ -368,6 +371,7 @@ TEST_F(Differential, Branches) {
     const std::uint64_t at = NativeOracle::kCode + below(rng_, 2) * 0xFF0 + below(rng_, 0x20);
     NativeState before;
     for (std::uint64_t& r : before.gpr) r = interesting_value(rng_);
+    before.gpr[cpu::RSP] = usable_rsp(before.gpr[cpu::RSP]);
     before.rflags = 2 | (rng_() & 0x8D5);
     before.gpr[cpu::RAX] = at + code.size();
     before.gpr[cpu::RCX] = chance(rng_, 60) ? below(rng_, 3) : interesting_value(rng_);
@@ -391,6 +395,7 @@ TEST_F(Differential, Sequences) {
     }
     NativeState before;
     for (std::uint64_t& r : before.gpr) r = interesting_value(rng_);
+    before.gpr[cpu::RSP] = usable_rsp(before.gpr[cpu::RSP]);
     before.rflags = 2 | (rng_() & 0x8D5);
     // Now and then part of the reach is in the pages that fault.
     before.gpr[15] = chance(rng_, 15) ? NativeOracle::kReadOnly - below(rng_, 1000)

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "host_stack.hpp"
 #include "isa/decode.hpp"
 #include "isa/opcodes.hpp"
 
@@ -339,6 +340,7 @@ NativeState make_state(Random& rng, RandomInstruction& i, std::uint64_t at, unsi
     for (std::size_t r = 0; r < 16; ++r)
       s.gpr[r] = r < 8 ? static_cast<std::uint32_t>(s.gpr[r]) : 0;
   }
+  s.gpr[cpu::RSP] = usable_rsp(s.gpr[cpu::RSP]);
   return s;
 }
 

@@ -12,6 +12,15 @@ namespace strata::interp::test {
 /// Linux's selectors of 64-bit and of 32-bit user code.
 inline constexpr std::uint16_t kUser64 = 0x33, kUser32 = 0x23;
 
+/// This process can execute 32-bit code: not every host kernel, or hypervisor below it, offers the
+/// segment.
+[[nodiscard]] inline bool has_user32() {
+  std::uint32_t rights = 0;
+  bool present = false;
+  asm("lar %2, %0" : "=r"(rights), "=@ccz"(present) : "r"(std::uint32_t{kUser32}));
+  return present;
+}
+
 /// Where the processor's register order finds its values in the kernel's.
 inline constexpr std::array<int, 16> kKernelOrder = {
     REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,

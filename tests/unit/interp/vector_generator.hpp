@@ -14,6 +14,7 @@
 
 #include "cpu/cpu_model.hpp"
 #include "cpu/vcpu_state.hpp"
+#include "host_stack.hpp"
 #include "isa/opcodes.hpp"
 #include "vector_native.hpp"
 
@@ -128,6 +129,7 @@ class Generator {
   UnitState state(bool unmask) {
     UnitState s;
     for (auto& g : s.gpr) g = chance(30) ? below(64) - 32 : random();
+    s.gpr[cpu::RSP] = usable_rsp(s.gpr[cpu::RSP]);
     for (auto& y : s.ymm) y = vector_value();
     s.flags = 2 | (random() & 0x8D5);
     s.mxcsr = static_cast<std::uint32_t>(random() & 0xE07F) | 0x1F80;

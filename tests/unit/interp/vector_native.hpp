@@ -13,6 +13,7 @@
 #include <cstring>
 #include <span>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 namespace strata::interp::test {
@@ -94,6 +95,7 @@ class NativeCpu {
     std::memcpy(out.gpr.data(), c.gpr, sizeof c.gpr);
     out.flags = c.rflags;
     out.trap = static_cast<int>(c.trap);
+    if (c.trap >= 0) out.gpr[4] = c.trap_rsp;
     return out;
   }
 
@@ -105,6 +107,7 @@ class NativeCpu {
     std::uint64_t rflags;
     std::uint64_t host_rsp;
     std::int64_t trap;
+    std::uint64_t trap_rsp;
     std::uint64_t exit;  ///< address of the part that saves
     std::uint32_t host_mxcsr;
   };
@@ -119,7 +122,8 @@ class NativeCpu {
   }
 
   /// A trap of the tested code: note the vector and go on where results are saved. The registers
-  /// at the trap come back with the signal's return.
+  /// at the trap come back with the signal's return, except RSP: some hosts do not return to one
+  /// that is not canonical.
   static void on_signal(int number, siginfo_t* /*info*/, void* raw) {
     auto* uc = static_cast<ucontext_t*>(raw);
     const auto rip = static_cast<std::uint64_t>(uc->uc_mcontext.gregs[REG_RIP]);
@@ -127,8 +131,11 @@ class NativeCpu {
       signal(number, SIG_DFL);
       return;
     }
-    context().trap = uc->uc_mcontext.gregs[REG_TRAPNO];
-    uc->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(context().exit);
+    Context& c = context();
+    c.trap = uc->uc_mcontext.gregs[REG_TRAPNO];
+    c.trap_rsp = static_cast<std::uint64_t>(
+        std::exchange(uc->uc_mcontext.gregs[REG_RSP], static_cast<greg_t>(c.host_rsp)));
+    uc->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(c.exit);
   }
 
   // ---- code ---------------------------------------------------------------------------------
