@@ -8,6 +8,12 @@
 
 namespace strata::devices {
 
+/// Of a terminal, in characters.
+struct TerminalSize {
+  std::uint16_t columns = 80;
+  std::uint16_t rows = 25;
+};
+
 /// Where a console device's output goes.
 class CharSink {
  public:
@@ -18,6 +24,8 @@ class CharSink {
   /// Called from vCPU threads under the device's lock, so that bytes keep their order: must not
   /// call back into the device and should not block.
   virtual void put(std::span<const std::uint8_t> bytes) = 0;
+  /// Of what is behind it, or what is as good as any.
+  [[nodiscard]] virtual TerminalSize size() const noexcept { return {}; }
 };
 
 /// A console device that takes input. Any thread.

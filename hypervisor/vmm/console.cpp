@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <array>
@@ -53,6 +54,11 @@ Console::Console(int output, bool owned, bool input)
     : output_{output}, owned_{owned}, input_{input} {
   if (input_) wake_ = ::eventfd(0, EFD_CLOEXEC);
   terminal_ = input_ && ::isatty(STDIN_FILENO) == 1;
+  winsize window{};
+  if (input_ && ::ioctl(output_, TIOCGWINSZ, &window) == 0 && window.ws_col != 0 &&
+      window.ws_row != 0) {
+    size_ = {.columns = window.ws_col, .rows = window.ws_row};
+  }
 }
 
 Console::~Console() {

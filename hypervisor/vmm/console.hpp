@@ -29,6 +29,8 @@ class Console final : public devices::CharSink {
 
   /// Writes what the guest sent; a slow or closed reader loses output, never the guest.
   void put(std::span<const std::uint8_t> bytes) override;
+  /// The terminal's, at the time of open().
+  [[nodiscard]] devices::TerminalSize size() const noexcept override { return size_; }
 
   /// Starts passing standard input to `guest`; `quit` is called for the escape. "stdio" only,
   /// else it does nothing. Stopped by stop_input() or the destructor.
@@ -46,6 +48,7 @@ class Console final : public devices::CharSink {
   const bool owned_;
   const bool input_;
   bool terminal_ = false;
+  devices::TerminalSize size_;
   bool escaped_ = false;
   std::optional<termios> saved_;
   int wake_ = -1;  ///< eventfd: wakes the input thread

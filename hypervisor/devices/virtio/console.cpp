@@ -10,7 +10,7 @@ namespace strata::devices::virtio {
 
 namespace {
 
-constexpr std::uint64_t kFeatureSize = 1 << 0;  // 5.3.3
+constexpr std::uint64_t kFeatureSize = 1 << 0;  // VIRTIO_CONSOLE_F_SIZE (5.3.3)
 
 /// The part of the configuration space that exists without further ports (5.3.4).
 struct Configuration {
@@ -20,9 +20,7 @@ struct Configuration {
 
 }  // namespace
 
-std::uint64_t Console::features() const noexcept {
-  return size_.columns != 0 && size_.rows != 0 ? kFeatureSize : 0;
-}
+std::uint64_t Console::features() const noexcept { return kFeatureSize; }
 
 void Console::read_config(unsigned offset, std::span<std::byte> out) {
   const Configuration configuration{size_.columns, size_.rows};

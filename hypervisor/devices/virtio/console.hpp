@@ -11,12 +11,6 @@
 
 namespace strata::devices::virtio {
 
-/// Of a terminal, in characters; 0: not known.
-struct ConsoleSize {
-  std::uint16_t columns = 0;
-  std::uint16_t rows = 0;
-};
-
 /// CharInput's functions: any thread, at any time.
 class Console final : public Device, public CharInput {
  public:
@@ -26,8 +20,8 @@ class Console final : public Device, public CharInput {
   /// and a guest that names the same page again and again should not keep its vCPU for minutes.
   static constexpr std::uint64_t kMostOutput = 1 << 20;
 
-  /// `sink` outlives the device. A `size` that is known is offered (VIRTIO_CONSOLE_F_SIZE).
-  explicit Console(CharSink& sink, ConsoleSize size = {}) noexcept : sink_{sink}, size_{size} {}
+  /// `sink` outlives the device. Its size is the guest's to know, as it is now.
+  explicit Console(CharSink& sink) noexcept : sink_{sink}, size_{sink.size()} {}
 
   std::size_t receive(std::span<const std::uint8_t> bytes) override;
   void on_room(std::function<void()> room) override;
@@ -63,7 +57,7 @@ class Console final : public Device, public CharInput {
   [[nodiscard]] bool take_room_notice();
 
   CharSink& sink_;
-  const ConsoleSize size_;
+  const TerminalSize size_;
   std::function<void()> room_;
 
   std::mutex mutex_;  ///< guards the rest; held while guest memory and sink_ are used
