@@ -29,16 +29,24 @@ bool each_piece(std::span<const Segment> segments, std::uint64_t offset, std::ui
   return done == length;
 }
 
-bool pin_all(GuestMemory& memory, std::span<const Segment> segments, std::uint64_t offset,
-             std::uint64_t length, AccessKind kind, PinnedBuffers& buffers) {
-  if (length > GuestMemory::kMaxPinBytes) return false;
-  return each_piece(segments, offset, length, [&](PA pa, std::uint64_t bytes, std::uint64_t) {
-    auto pin = patiently([&] { return memory.pin(kIdentitySpace, pa, bytes, kind); });
-    if (!pin) return false;
-    for (const auto& chunk : pin->chunks()) buffers.vectors.push_back({chunk.data(), chunk.size()});
-    buffers.pins.push_back(std::move(*pin));
-    return true;
-  });
+Chain::Held pin_all(GuestMemory& memory, std::span<const Segment> segments, std::uint64_t offset,
+                    std::uint64_t length, AccessKind kind, PinnedBuffers& buffers) {
+  if (length > GuestMemory::kMaxPinBytes) return Chain::Held::no;
+  bool busy = false;
+  const bool held =
+      each_piece(segments, offset, length, [&](PA pa, std::uint64_t n, std::uint64_t) {
+        auto pin = patiently([&] { return memory.pin(kIdentitySpace, pa, n, kind); });
+        if (!pin) {
+          busy = pin.error().kind == FaultKind::retry;
+          return false;
+        }
+        for (const auto& chunk : pin->chunks())
+          buffers.vectors.push_back({chunk.data(), chunk.size()});
+        buffers.pins.push_back(std::move(*pin));
+        return true;
+      });
+  if (held) return Chain::Held::yes;
+  return busy ? Chain::Held::busy : Chain::Held::no;
 }
 
 }  // namespace
@@ -79,13 +87,13 @@ bool Chain::write(GuestMemory& memory, std::uint64_t offset, std::span<const std
   });
 }
 
-bool Chain::pin_readable(GuestMemory& memory, std::uint64_t offset, std::uint64_t length,
-                         PinnedBuffers& buffers) const {
+Chain::Held Chain::pin_readable(GuestMemory& memory, std::uint64_t offset, std::uint64_t length,
+                                PinnedBuffers& buffers) const {
   return pin_all(memory, readable(), offset, length, AccessKind::read, buffers);
 }
 
-bool Chain::pin_writable(GuestMemory& memory, std::uint64_t offset, std::uint64_t length,
-                         PinnedBuffers& buffers) const {
+Chain::Held Chain::pin_writable(GuestMemory& memory, std::uint64_t offset, std::uint64_t length,
+                                PinnedBuffers& buffers) const {
   return pin_all(memory, writable(), offset, length, AccessKind::write, buffers);
 }
 

@@ -50,13 +50,14 @@ class Chain {
   /// ... into the writable part.
   [[nodiscard]] bool write(machine::GuestMemory& memory, std::uint64_t offset,
                            std::span<const std::byte> in) const;
-  /// Adds `length` bytes at `offset` of the readable part to `buffers`, for reading. False: they do
-  /// not exist or can not be held now; `buffers` then has only some of them. At most
-  /// machine::GuestMemory::kMaxPinBytes.
-  [[nodiscard]] bool pin_readable(machine::GuestMemory& memory, std::uint64_t offset,
+  enum class Held : std::uint8_t { yes, no, busy };
+  /// Adds `length` bytes at `offset` of the readable part to `buffers`, for reading. At most
+  /// machine::GuestMemory::kMaxPinBytes. `no`: they do not exist; `busy`: a page stays busy, or has
+  /// as many pins as one can have. `buffers` then has only some of them.
+  [[nodiscard]] Held pin_readable(machine::GuestMemory& memory, std::uint64_t offset,
                                   std::uint64_t length, PinnedBuffers& buffers) const;
   /// ... of the writable part, for writing. Releasing them tells the listeners of GuestMemory.
-  [[nodiscard]] bool pin_writable(machine::GuestMemory& memory, std::uint64_t offset,
+  [[nodiscard]] Held pin_writable(machine::GuestMemory& memory, std::uint64_t offset,
                                   std::uint64_t length, PinnedBuffers& buffers) const;
 
   // For Queue, which makes them.
