@@ -111,29 +111,47 @@ void Platform::enter_bios_state() {
 
 bool Platform::add(std::unique_ptr<devices::virtio::Device> device, machine::GuestMemory& memory) {
   // What firmware would do: each slot has a piece of the window that ACPI tells of.
-  constexpr std::uint32_t kSlotBytes = 0x10000, kMsixOffset = 0x8000;
-  static_assert(devices::virtio::PciTransport::kRegisterBytes <= kMsixOffset &&
-                devices::Msix::kBytes <= kSlotBytes - kMsixOffset);
+  constexpr std::uint64_t kSlotBytes = 0x10000;
   const auto slot = static_cast<unsigned>(virtio_.size()) + 1;
-  const auto base =
-      static_cast<std::uint32_t>(layout::kMmio32Base + std::uint64_t{slot} * kSlotBytes);
-  auto transport = std::make_unique<devices::virtio::PciTransport>(
-      *device, memory,
-      devices::PciSlot{.mmio = &mmio_,
-                       .messages = &apic_bus_,
-                       .intx = &irqs_.gsi(layout::pci_gsi(slot, 0)),
-                       .registers = base,
-                       .msix = base + kMsixOffset});
-  if (!pci_.add(slot, *transport)) return false;
-  virtio_.push_back({std::move(device), std::move(transport)});
+  const unsigned gsi = layout::pci_gsi(slot, 0);
+  devices::IrqLine& intx = pci_lines_.try_emplace(gsi, irqs_.gsi(gsi)).first->second.connect();
+  using devices::virtio::PciTransport;
+  const PciTransport::Wiring wiring{
+      .memory = memory, .mmio = mmio_, .apics = apic_bus_, .intx = intx};
+  auto function = std::make_unique<PciTransport>(std::move(device), wiring);
+  if (!pci_.add(slot, *function)) return false;
+  const std::uint64_t base = layout::kMmio32Base + slot * kSlotBytes;
+  if (function->assign(base) > base + kSlotBytes) std::abort();
+  virtio_.push_back(std::move(function));
   return true;
 }
 
 void Platform::start() {
-  for (const VirtioFunction& f : virtio_) f.device->start();
+  for (const auto& function : virtio_) function->device().start();
+}
+
+void Platform::quiesce() {
+  for (const auto& function : virtio_) function->quiesce();
+}
+
+void Platform::resume() {
+  for (const auto& function : virtio_) function->resume();
+}
+
+devices::StateResult Platform::load_virtio(const nlohmann::json& state) {
+  if (!state.is_array() || state.size() != virtio_.size()) {
+    return Unexpected{
+        devices::StateError{"it was saved with other PCI devices; give the same --disk options"}};
+  }
+  for (const auto& function : virtio_) function->unmap();
+  for (std::size_t i = 0; i < virtio_.size(); ++i) {
+    if (auto done = virtio_[i]->load(state[i]); !done) return done;
+  }
+  return {};
 }
 
 nlohmann::json Platform::save() {
+  quiesce();
   nlohmann::json state = nlohmann::json::object();
   state["apics"] = nlohmann::json::array();
   for (const auto& apic : apics_) state["apics"].push_back(apic->save());
@@ -148,7 +166,7 @@ nlohmann::json Platform::save() {
   state["ports"] = system_ports_.save();
   state["kvmclock"] = kvmclock_.save();
   state["virtio"] = nlohmann::json::array();
-  for (const VirtioFunction& f : virtio_) state["virtio"].push_back(f.transport->save());
+  for (const auto& function : virtio_) state["virtio"].push_back(function->save());
   auto deadlines = timers_.deadlines();
   deadlines.resize(own_timers_);  // others are not the machine's
   state["timers"] = deadlines;
@@ -165,10 +183,6 @@ devices::StateResult Platform::load(const nlohmann::json& state) {
   }
   const nlohmann::json& apics = state["apics"];
   if (!apics.is_array() || apics.size() != apics_.size()) return wrong("not one APIC per vCPU");
-  const nlohmann::json& virtio = state["virtio"];
-  if (!virtio.is_array() || virtio.size() != virtio_.size()) {
-    return wrong("it was saved with another number of disks; give the same --disk options");
-  }
   std::vector<devices::Nanoseconds> deadlines(own_timers_, 0);
   devices::StateReader reader{state, "devices"};
   reader("timers", deadlines);
@@ -184,9 +198,7 @@ devices::StateResult Platform::load(const nlohmann::json& state) {
   if (done) done = pci_.load(state["pci"]);
   if (done) done = system_ports_.load(state["ports"]);
   if (done) done = kvmclock_.load(state["kvmclock"]);
-  for (std::size_t i = 0; done && i < virtio_.size(); ++i) {
-    done = virtio_[i].transport->load(virtio[i]);
-  }
+  if (done) done = load_virtio(state["virtio"]);
   if (!done) return done;
   for (std::size_t id = 0; id < deadlines.size(); ++id) {
     timers_.arm(static_cast<devices::Timers::Id>(id), deadlines[id]);

@@ -204,13 +204,13 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
 
 Expected<void, ConfigError> Vm::add_disks() {
   const auto engine = takes_turns() ? storage::Engine::synchronous : storage::Engine::asynchronous;
+  unsigned number = 1;
   for (const DiskConfig& d : config_.disks) {
     auto disk = storage::open_disk(
         {.path = d.path, .read_only = d.read_only, .overlay = d.overlay, .engine = engine});
     if (!disk) return bad(fmt::format("--disk: {}", disk.error().message));
-    disks_.push_back(std::move(*disk));
-    auto block = std::make_unique<devices::virtio::Block>(*disks_.back(),
-                                                          fmt::format("strata-{}", disks_.size()));
+    auto block = std::make_unique<devices::virtio::Block>(std::move(*disk),
+                                                          fmt::format("strata-{}", number++));
     if (!platform_->add(std::move(block), *guest_memory_)) {
       return bad("--disk: the machine has no PCI slot left");
     }

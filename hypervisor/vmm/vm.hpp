@@ -20,7 +20,6 @@
 #include "machine/guest_memory.hpp"
 #include "machine/machine_memory.hpp"
 #include "machine/p2m.hpp"
-#include "storage/disk.hpp"
 #include "vmm/capabilities.hpp"
 #include "vmm/host_engine.hpp"
 #include "vmm/outcome.hpp"
@@ -212,7 +211,6 @@ class Vm final : private devices::MachineControl,
   std::unique_ptr<Exactness> exact_;  ///< before the vCPUs, which use what is in it
   /// Outlive the platform, whose timers wake them. Constant once built.
   std::vector<std::unique_ptr<VcpuThread>> vcpus_;
-  std::vector<std::unique_ptr<storage::Disk>> disks_;  ///< outlive the platform's devices
   std::unique_ptr<Platform> platform_;
   std::unique_ptr<PlatformExits> exits_;
   std::unique_ptr<Listener> listener_;

@@ -211,10 +211,6 @@ Expected<void, ConfigError> validate_exact(const VmConfig& config) {
       return bad("--check: " + fits.error());
     }
   }
-  if (!config.disks.empty() && !(config.record.empty() && config.check.target.empty())) {
-    return bad(fmt::format("{}: what disks write to memory is not recorded; leave --disk out",
-                           config.record.empty() ? "--check" : "--record"));
-  }
   if (config.test_devices && !(config.save.empty() && config.load.empty())) {
     return bad("--test-devices: have no state that --save or --load could keep");
   }

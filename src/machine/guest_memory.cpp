@@ -1,6 +1,8 @@
 #include "machine/guest_memory.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -182,6 +184,38 @@ Expected<void, Fault> GuestMemory::fill(AddressSpaceId space, PA pa, std::uint64
     if (value == std::byte{0} && untouched) return Expected<void, Fault>{};
     return store_piece(
         at, bytes, [&](std::byte* host) { std::memset(host, std::to_integer<int>(value), bytes); });
+  });
+}
+
+namespace {
+
+/// The caller has seen to it that the word lies in one page, and aligned in it.
+std::atomic_ref<std::uint16_t> word_at(std::byte* host) noexcept {
+  return std::atomic_ref<std::uint16_t>{*reinterpret_cast<std::uint16_t*>(host)};
+}
+
+}  // namespace
+
+Expected<std::uint16_t, Fault> GuestMemory::load_acquire(AddressSpaceId space, PA pa) {
+  if (pa.value() % sizeof(std::uint16_t) != 0) std::abort();
+  std::uint16_t value = 0;
+  const auto done = each_page(space, pa, sizeof(value), [&](PA at, std::uint64_t) {
+    const auto page = p2m_->pin(page_of(at), AccessKind::read);
+    if (!page) return Expected<void, Fault>{Unexpected{page.error()}};
+    const PagePin held{*p2m_, page_of(at), AccessKind::read, page->counted};
+    std::byte* host = window_.host(address_of(page->mpn)) + at.page_offset();
+    value = word_at(host).load(std::memory_order_acquire);
+    return Expected<void, Fault>{};
+  });
+  if (!done) return Unexpected{done.error()};
+  return value;
+}
+
+Expected<void, Fault> GuestMemory::store_release(AddressSpaceId space, PA pa, std::uint16_t value) {
+  if (pa.value() % sizeof(value) != 0) std::abort();
+  return each_page(space, pa, sizeof(value), [&](PA at, std::uint64_t bytes) {
+    return store_piece(
+        at, bytes, [&](std::byte* host) { word_at(host).store(value, std::memory_order_release); });
   });
 }
 

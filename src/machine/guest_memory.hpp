@@ -93,6 +93,12 @@ class GuestMemory {
   /// Stores `value` into `length` bytes. Zeroes onto untouched pages are not written: they read so.
   Expected<void, Fault> fill(AddressSpaceId space, PA pa, std::uint64_t length, std::byte value);
 
+  /// An aligned 16-bit word, in one access that what follows stays behind: what a vCPU stored
+  /// before it stored this word is seen. For indices of rings that vCPUs change meanwhile.
+  Expected<std::uint16_t, Fault> load_acquire(AddressSpaceId space, PA pa);
+  /// ... and the other way around: who sees `value` sees what was stored before.
+  Expected<void, Fault> store_release(AddressSpaceId space, PA pa, std::uint16_t value);
+
   void add_listener(WriteListener& listener);
   void remove_listener(WriteListener& listener);
   [[nodiscard]] P2mTable& p2m() const noexcept { return *p2m_; }

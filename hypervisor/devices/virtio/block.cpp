@@ -1,324 +1,361 @@
 #include "devices/virtio/block.hpp"
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <cstring>
-#include <optional>
+#include <thread>
 #include <utility>
+
+#include "devices/device_state.hpp"
 
 namespace strata::devices::virtio {
 
+using storage::Operation;
+using storage::Status;
+
 namespace {
 
-// Feature bits (5.2.3).
-constexpr std::uint64_t kSegMax = 1ULL << 2, kReadOnly = 1ULL << 5, kBlockSize = 1ULL << 6,
-                        kFlush = 1ULL << 9, kDiscard = 1ULL << 13, kWriteZeroes = 1ULL << 14;
+constexpr std::uint16_t kQueueSize = 256;
+constexpr std::array<std::uint16_t, 1> kQueueSizes{kQueueSize};
 
-// Request types and their ends (5.2.6).
-constexpr std::uint32_t kIn = 0, kOut = 1, kFlushType = 4, kGetId = 8, kDiscardType = 11,
-                        kWriteZeroesType = 13;
+// Feature bits (5.2.3).
+constexpr std::uint64_t kSizeMax = 1U << 1, kSegMax = 1U << 2, kReadOnly = 1U << 5,
+                        kBlockSize = 1U << 6, kFlush = 1U << 9, kDiscard = 1U << 13,
+                        kWriteZeroes = 1U << 14;
+// Requests and how they end (5.2.6).
+enum Type : std::uint32_t {
+  kIn = 0,
+  kOut = 1,
+  kFlushRequest = 4,
+  kGetId = 8,
+  kDiscardRequest = 11,
+  kWriteZeroesRequest = 13
+};
 constexpr std::uint8_t kOk = 0, kIoError = 1, kUnsupported = 2;
 
-constexpr std::size_t kHeaderBytes = 16;
-/// Sectors of the longest discard or write of zeroes: 1 GiB.
-constexpr std::uint32_t kMaxSectors = 1U << 21;
-/// Parts of a request besides its header and status, which the driver is told.
-constexpr std::uint32_t kMaxSegments = Block::kQueueSize - 2;
-
-/// The configuration (5.2.4), up to write_zeroes_may_unmap.
-struct Config {
-  std::uint64_t capacity = 0;
-  std::uint32_t size_max = 0, seg_max = kMaxSegments;
-  std::uint32_t geometry = 0, block_size = 512;
-  std::uint64_t topology = 0;
-  std::uint8_t writeback = 0, unused0 = 0;
-  std::uint16_t queues = 1;
-  std::uint32_t discard_sectors = kMaxSectors, discard_segments = 1, discard_alignment = 8;
-  std::uint32_t zero_sectors = kMaxSectors, zero_segments = 1;
-  std::uint8_t zero_may_unmap = 1;
-  std::array<std::uint8_t, 3> unused1{};
-};
-static_assert(sizeof(Config) <= 64 && offsetof(Config, zero_may_unmap) == 56);
-
-/// A discard's or zeroing's range (5.2.6).
-struct Range {
-  std::uint64_t sector = 0;
-  std::uint32_t sectors = 0, flags = 0;
-};
-static_assert(sizeof(Range) == 16);
+/// Header and status byte take a descriptor each.
+constexpr std::uint32_t kMostSegments = kQueueSize - 2, kMostSegmentBytes = 4U << 20;
+constexpr std::uint32_t kMostRangeSectors = 1U << 21;
+/// Of copies in flight, together.
+constexpr std::uint64_t kMostCopied = 64U << 20;
+constexpr std::uint64_t kMostSectors = ~0ULL / storage::kSectorBytes;
 
 struct Header {
-  std::uint32_t type = 0, reserved = 0;
+  std::uint32_t type = 0;
+  std::uint32_t reserved = 0;
   std::uint64_t sector = 0;
 };
-static_assert(sizeof(Header) == kHeaderBytes);
+
+/// struct virtio_blk_discard_write_zeroes.
+struct Range {
+  std::uint64_t sector = 0;
+  std::uint32_t sectors = 0;
+  std::uint32_t flags = 0;
+};
+constexpr std::uint32_t kUnmap = 1;
+
+/// struct virtio_blk_config (5.2.4); fields of features that are not offered stay 0.
+struct Config {
+  std::uint64_t capacity = 0;
+  std::uint32_t size_max = kMostSegmentBytes;
+  std::uint32_t seg_max = kMostSegments;
+  std::array<std::uint8_t, 4> geometry{};
+  std::uint32_t blk_size = storage::kSectorBytes;
+  std::array<std::uint8_t, 12> topology_and_cache{};
+  std::uint32_t max_discard_sectors = 0;
+  std::uint32_t max_discard_seg = 0;
+  std::uint32_t discard_sector_alignment = 0;
+  std::uint32_t max_write_zeroes_sectors = 0;
+  std::uint32_t max_write_zeroes_seg = 0;
+  std::array<std::uint8_t, 4> write_zeroes_may_unmap{};
+};
+static_assert(sizeof(Config) == 64 - 4 + 4);
+
+template <class T>
+bool read_object(const Chain& chain, machine::GuestMemory& memory, std::uint64_t offset, T& out) {
+  return chain.read(memory, offset, std::as_writable_bytes(std::span{&out, 1}));
+}
 
 std::uint64_t features_of(const storage::Disk& disk) {
-  std::uint64_t bits = kSegMax | kBlockSize | kFlush;
-  if (disk.read_only()) return bits | kReadOnly;
-  bits |= kWriteZeroes;
-  return disk.discards() ? bits | kDiscard : bits;
+  std::uint64_t features = kSizeMax | kSegMax | kBlockSize | kFlush;
+  if (disk.read_only()) return features | kReadOnly;
+  features |= kWriteZeroes;
+  return disk.discards() ? features | kDiscard : features;
 }
 
-std::uint8_t status_of(storage::Status status) {
-  switch (status) {
-    case storage::Status::ok:
-      return kOk;
-    case storage::Status::unsupported:
-      return kUnsupported;
-    default:
-      return kIoError;
-  }
-}
-
-/// Bytes of a sector number; beyond every disk where that is more than 64 bits.
-std::uint64_t offset_of(std::uint64_t sector) {
-  return sector > ~0ULL / storage::kSectorBytes ? ~0ULL - storage::kSectorBytes + 1
-                                                : sector * storage::kSectorBytes;
+std::uint8_t status_of(Status status) noexcept {
+  if (status == Status::ok) return kOk;
+  return status == Status::unsupported ? kUnsupported : kIoError;
 }
 
 }  // namespace
 
-/// One request from its buffer to its status byte.
+/// One chain on its way, and what it holds in place.
 class Block::Request final : public storage::Completion {
  public:
-  Request(Block& owner, Chain chain) : owner_{owner}, chain_{std::move(chain)} {}
-  void completed(storage::Status status) noexcept override {
-    owner_.finish(*this, status_of(status));
+  explicit Request(Block& owner) noexcept : owner_{owner} {}
+  void completed(Status status) noexcept override;
+
+  /// It has a header and room for a status.
+  [[nodiscard]] bool whole() const noexcept {
+    return chain.readable_bytes() >= sizeof(Header) && chain.writable_bytes() >= 1;
   }
+  /// `then_flush`: the disk's cache is written as well before it is over.
+  void submit(const storage::Request& request, bool then_flush);
 
-  /// Reads the header and makes what the disk is to do of it. A status: answered already.
-  std::optional<std::uint8_t> prepare(machine::GuestMemory& memory, std::string_view serial) {
-    const std::uint64_t writable = total_length(chain_.writable);
-    Header header;
-    const auto bytes = std::as_writable_bytes(std::span{&header, 1});
-    if (copy_out(memory, chain_.readable, bytes) != kHeaderBytes) return kIoError;
-    const auto in = slice(chain_.writable, 0, writable - 1);
-    const auto out = slice(chain_.readable, kHeaderBytes, ~0ULL);
-    to_disk.offset = offset_of(header.sector);
-    switch (header.type) {
-      case kIn:
-        to_disk.operation = storage::Operation::read;
-        written_ = static_cast<std::uint32_t>(writable - 1);
-        return pin(memory, in, AccessKind::write);
-      case kOut:
-        to_disk.operation = storage::Operation::write;
-        return pin(memory, out, AccessKind::read);
-      case kFlushType:
-        to_disk.operation = storage::Operation::flush;
-        return std::nullopt;
-      case kGetId:
-        return identify(memory, in, serial);
-      case kDiscardType:
-      case kWriteZeroesType:
-        return range(memory, out, header.type == kDiscardType);
-      default:
-        return kUnsupported;
-    }
-  }
-
-  /// Lets the memory go, writes the status; how much was written, for the used ring.
-  std::uint32_t conclude(machine::GuestMemory& memory, std::uint8_t status) {
-    // Stores of a device are announced when their pins go.
-    pins_.clear();
-    for (const Bounce& b : bounces_) {
-      const bool copied = !b.back || status != kOk || copy_in(memory, {&b.segment, 1}, b.bytes);
-      if (!copied) status = kIoError;
-    }
-    const auto byte = static_cast<std::byte>(status);
-    const auto last = slice(chain_.writable, total_length(chain_.writable) - 1, 1);
-    (void)copy_in(memory, last, {&byte, 1});
-    return status == kOk ? written_ + 1 : 1;
-  }
-
-  [[nodiscard]] std::uint16_t head() const noexcept { return chain_.head; }
-
-  storage::Request to_disk{};
-  std::list<Request>::iterator place{};  ///< in the owner's list
+  Chain chain;
+  PinnedBuffers buffers;
+  std::vector<std::byte> copy;  ///< instead of `buffers`, where those could not be held
+  std::uint64_t written = 0;    ///< bytes of data that the driver will find if it goes well
+  std::thread::id submitter;
 
  private:
-  std::optional<std::uint8_t> pin(machine::GuestMemory& memory, std::span<const Segment> segments,
-                                  AccessKind kind) {
-    for (const Segment& s : segments) {
-      to_disk.length += s.length;
-      auto pinned = memory.pin(machine::kIdentitySpace, s.address, s.length, kind);
-      if (!pinned && pinned.error().kind == FaultKind::retry) {
-        if (!bounce(memory, s, kind)) return kIoError;
-        continue;
-      }
-      if (!pinned) return kIoError;
-      for (const std::span<std::byte> chunk : pinned->chunks()) {
-        buffers_.push_back({chunk.data(), chunk.size()});
-      }
-      pins_.push_back(std::move(*pinned));
-    }
-    to_disk.buffers = buffers_;
-    return std::nullopt;
-  }
-
-  /// Goes through memory of our own: the page has as many pins as it can have (a page of zeroes
-  /// that is written over and over), or is being moved.
-  bool bounce(machine::GuestMemory& memory, const Segment& segment, AccessKind kind) {
-    Bounce& b = bounces_.emplace_back();
-    b.segment = segment;
-    b.bytes.resize(segment.length);
-    buffers_.push_back({b.bytes.data(), b.bytes.size()});
-    b.back = kind == AccessKind::write;
-    return b.back || copy_out(memory, {&segment, 1}, b.bytes) == segment.length;
-  }
-
-  std::uint8_t identify(machine::GuestMemory& memory, std::span<const Segment> in,
-                        std::string_view serial) {
-    std::array<std::byte, kSerialBytes> text{};
-    std::memcpy(text.data(), serial.data(), std::min(serial.size(), text.size()));
-    const auto copied = copy_in(memory, in, text);
-    written_ = static_cast<std::uint32_t>(copied.value_or(0));
-    return copied ? kOk : kIoError;
-  }
-
-  std::optional<std::uint8_t> range(machine::GuestMemory& memory, std::span<const Segment> out,
-                                    bool discard) {
-    Range r;
-    const auto bytes = std::as_writable_bytes(std::span{&r, 1});
-    if (total_length(out) != sizeof r || copy_out(memory, out, bytes) != sizeof r) return kIoError;
-    // Unmap is the one flag, and a discard has none (5.2.6.2).
-    const std::uint32_t known = discard ? 0 : 1;
-    if ((r.flags & ~known) != 0) return kUnsupported;
-    if (r.sectors > kMaxSectors) return kIoError;
-    to_disk.operation = discard ? storage::Operation::discard : storage::Operation::write_zeroes;
-    to_disk.offset = offset_of(r.sector);
-    to_disk.length = std::uint64_t{r.sectors} * storage::kSectorBytes;
-    to_disk.unmap = (r.flags & 1) != 0;
-    return std::nullopt;
-  }
-
-  struct Bounce {
-    Segment segment;
-    std::vector<std::byte> bytes;
-    bool back = false;  ///< to guest memory, once it was read from the disk
-  };
-
   Block& owner_;
-  const Chain chain_;
-  std::vector<Bounce> bounces_;
-  std::vector<machine::Pin> pins_;
-  std::vector<iovec> buffers_;
-  std::uint32_t written_ = 0;
+  bool then_flush_ = false;
 };
 
-Block::Block(storage::Disk& disk, std::string serial)
-    : disk_{disk},
-      serial_{std::move(serial)},
-      traits_{.type = 2,
-              .class_code = 0x010000,
-              .features = features_of(disk),
-              .queue_sizes = {kQueueSize}} {
+void Block::Request::submit(const storage::Request& request, bool then_flush) {
+  then_flush_ = then_flush;
+  owner_.disk_->submit(request, *this);
+}
+
+void Block::Request::completed(Status status) noexcept {
+  if (status == Status::ok && std::exchange(then_flush_, false)) {
+    owner_.disk_->submit({.operation = Operation::flush}, *this);
+    return;
+  }
+  owner_.finish(*this, status_of(status));
+}
+
+Block::Block(std::unique_ptr<storage::Disk> disk, std::string id)
+    : disk_{std::move(disk)}, id_{std::move(id)}, features_{features_of(*disk_)} {
   Config config;
-  config.capacity = disk.bytes() / storage::kSectorBytes;
-  std::memcpy(config_.data(), &config, sizeof config);
+  config.capacity = disk_->bytes() / storage::kSectorBytes;
+  if ((features_ & kDiscard) != 0) {
+    config.max_discard_sectors = kMostRangeSectors;
+    config.max_discard_seg = 1;
+    config.discard_sector_alignment = 8;
+  }
+  if ((features_ & kWriteZeroes) != 0) {
+    config.max_write_zeroes_sectors = kMostRangeSectors;
+    config.max_write_zeroes_seg = 1;
+    config.write_zeroes_may_unmap[0] = 1;
+  }
+  const auto bytes = std::as_bytes(std::span{&config, 1});
+  config_.assign(bytes.begin(), bytes.end());
+  for (unsigned i = 0; i < kQueueSize; ++i) {
+    requests_.push_back(std::make_unique<Request>(*this));
+    free_.push_back(requests_.back().get());
+  }
 }
 
-Block::~Block() { reset(); }
+Block::~Block() = default;
 
-void Block::read_config(std::uint64_t offset, std::span<std::byte> out) {
-  std::ranges::fill(out, std::byte{0});
-  if (offset >= config_.size()) return;
-  const auto n = std::min<std::size_t>(out.size(), config_.size() - offset);
-  std::memcpy(out.data(), config_.data() + offset, n);
+std::span<const std::uint16_t> Block::queue_sizes() const noexcept { return kQueueSizes; }
+
+void Block::read_config(unsigned offset, std::span<std::byte> out) {
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    out[i] = offset + i < config_.size() ? config_[offset + i] : std::byte{0};
+  }
 }
 
-void Block::activate(Transport& transport, std::uint64_t /*features*/) {
-  const std::lock_guard lock{mutex_};
+// ---- the device's life --------------------------------------------------------------------------
+
+void Block::activate(Transport& transport, std::uint64_t features, std::span<Queue* const> queues) {
   transport_ = &transport;
-}
-
-Block::Request* Block::next() {
-  const std::lock_guard lock{mutex_};
-  if (transport_ == nullptr || pausing_) return nullptr;
-  auto chain = transport_->queue(0).pop();
-  // A request without room for its status can not be answered at all (5.2.6).
-  if (!chain || (*chain && total_length((*chain)->writable) == 0)) {
-    transport_->needs_reset();
-    return nullptr;
-  }
-  if (!*chain) return nullptr;
-  requests_.emplace_front(*this, std::move(**chain));
-  requests_.front().place = requests_.begin();
-  return &requests_.front();
-}
-
-void Block::notify(unsigned /*queue*/) {
-  {
-    const std::lock_guard lock{mutex_};
-    if (transport_ == nullptr) return;
-    ++notifiers_;
-  }
-  while (Request* const request = next()) submit(*request);
-  disk_.kick();
-  const std::lock_guard lock{mutex_};
-  if (--notifiers_ == 0 && transport_ != nullptr && std::exchange(interrupt_due_, false)) {
-    if (transport_->queue(0).wants_interrupt()) transport_->interrupt(0);
-  }
-  if (requests_.empty() && notifiers_ == 0) quiet_.notify_all();
-}
-
-/// No lock is held: the disk may complete the request before this returns.
-void Block::submit(Request& request) {
-  machine::GuestMemory* memory = nullptr;
-  {
-    const std::lock_guard lock{mutex_};
-    memory = &transport_->memory();
-  }
-  if (const auto status = request.prepare(*memory, serial_)) {
-    finish(request, *status);
-  } else {
-    disk_.submit(request.to_disk, request);
-  }
-}
-
-void Block::finish(Request& request, std::uint8_t status) {
-  Requests done;  // destroyed without the lock
-  const std::lock_guard lock{mutex_};
-  give_back(request, status, done);
-  if (notifiers_ == 0 && std::exchange(interrupt_due_, false)) {
-    if (transport_->queue(0).wants_interrupt()) transport_->interrupt(0);
-  }
-  if (requests_.empty() && notifiers_ == 0) quiet_.notify_all();
-}
-
-/// A device that is reset waits for this: there is a transport while a request is listed.
-void Block::give_back(Request& request, std::uint8_t status, Requests& done) {
-  const std::uint32_t written = request.conclude(transport_->memory(), status);
-  if (!transport_->queue(0).push(request.head(), written)) transport_->needs_reset();
-  interrupt_due_ = true;
-  done.splice(done.begin(), requests_, request.place);
-}
-
-void Block::wait_until_quiet(std::unique_lock<std::mutex>& lock) {
-  pausing_ = true;
-  quiet_.wait(lock, [this] { return requests_.empty() && notifiers_ == 0; });
-  pausing_ = false;
+  queue_ = queues[0];
+  negotiated_ = features;
 }
 
 void Block::quiesce() {
-  std::unique_lock lock{mutex_};
-  wait_until_quiet(lock);
+  if (queue_ == nullptr) return;
+  disk_->kick();
+  disk_->drain();
+  announce();
 }
 
 void Block::reset() {
-  std::unique_lock lock{mutex_};
-  wait_until_quiet(lock);
+  if (queue_ == nullptr) return;
+  disk_->kick();
+  disk_->drain();
+  queue_ = nullptr;
   transport_ = nullptr;
-  interrupt_due_ = false;
+  negotiated_ = 0;
+  unannounced_ = false;
+}
+
+template <class Archive>
+void Block::fields(Archive& a) {
+  std::uint64_t bytes = disk_->bytes();
+  bool read_only = disk_->read_only();
+  a("bytes", bytes);
+  a.require("bytes", bytes == disk_->bytes());
+  a("read_only", read_only);
+  a.require("read_only", read_only == disk_->read_only());
 }
 
 nlohmann::json Block::save() {
-  return {{"bytes", disk_.bytes()}, {"read_only", disk_.read_only()}};
+  StateWriter writer;
+  fields(writer);
+  return std::move(writer).take();
 }
 
 StateResult Block::load(const nlohmann::json& state) {
-  if (state == save()) return {};
-  return Unexpected{StateError{"virtio-blk: the disk is not of the size and kind that was saved"}};
+  StateReader reader{state, "disk"};
+  fields(reader);
+  return reader.result();
+}
+
+// ---- requests -----------------------------------------------------------------------------------
+
+/// Null: more are in flight than a queue has entries, which no driver can ask for.
+Block::Request* Block::take_request() {
+  const std::lock_guard lock{mutex_};
+  if (free_.empty()) return nullptr;
+  Request* request = free_.back();
+  free_.pop_back();
+  return request;
+}
+
+void Block::give_back(Request& request) {
+  const std::lock_guard lock{mutex_};
+  free_.push_back(&request);
+}
+
+void Block::notify(unsigned /*index*/) {
+  for (;;) {
+    Request* request = take_request();
+    const Queue::Popped popped =
+        request == nullptr ? Queue::Popped::broken : queue_->pop(request->chain);
+    if (popped != Queue::Popped::chain) {
+      if (request != nullptr) give_back(*request);
+      if (popped == Queue::Popped::broken) transport_->failed();
+      break;
+    }
+    request->submitter = std::this_thread::get_id();
+    request->written = 0;
+    if (!begin(*request)) {
+      give_back(*request);
+      transport_->failed();
+      break;
+    }
+  }
+  disk_->kick();
+  announce();
+}
+
+/// One interrupt for all that was pushed by threads inside notify().
+void Block::announce() {
+  if (unannounced_.exchange(false) && queue_->wants_interrupt()) transport_->used(0);
+}
+
+bool Block::begin(Request& request) {
+  Header header;
+  if (!request.whole() || !read_object(request.chain, queue_->memory(), 0, header)) return false;
+  switch (header.type) {
+    case kIn:
+    case kOut:
+      transfer(request, header.type == kIn, header.sector);
+      return true;
+    case kFlushRequest:
+      request.submit({.operation = Operation::flush}, false);
+      return true;
+    case kGetId:
+      answer_id(request);
+      return true;
+    case kDiscardRequest:
+    case kWriteZeroesRequest:
+      change_range(request, header.type == kDiscardRequest);
+      return true;
+    default:
+      finish(request, kUnsupported);
+      return true;
+  }
+}
+
+/// Without FLUSH the driver takes a write that is over for one that lasts (5.2.6.2).
+void Block::transfer(Request& request, bool in, std::uint64_t sector) {
+  const Chain& chain = request.chain;
+  const std::uint64_t length =
+      in ? chain.writable_bytes() - 1 : chain.readable_bytes() - sizeof(Header);
+  if (length > kMostBytes || sector > kMostSectors) return finish(request, kIoError);
+  const Chain::Held held =
+      in ? chain.pin_writable(queue_->memory(), 0, length, request.buffers)
+         : chain.pin_readable(queue_->memory(), sizeof(Header), length, request.buffers);
+  if (held == Chain::Held::no || (held == Chain::Held::busy && !copy(request, in, length))) {
+    return finish(request, kIoError);
+  }
+  request.written = in ? length : 0;
+  request.submit({.operation = in ? Operation::read : Operation::write,
+                  .offset = sector * storage::kSectorBytes,
+                  .length = length,
+                  .buffers = request.buffers.vectors},
+                 !in && (negotiated_ & kFlush) == 0);
+}
+
+/// The data goes by way of a copy: more buffers in one page, say, than it can have pins.
+bool Block::copy(Request& request, bool in, std::uint64_t length) {
+  request.buffers.clear();
+  if (copied_.fetch_add(length) + length > kMostCopied) {
+    copied_ -= length;
+    return false;
+  }
+  request.copy.resize(length);
+  request.buffers.vectors.push_back({request.copy.data(), request.copy.size()});
+  return in || request.chain.read(queue_->memory(), sizeof(Header), request.copy);
+}
+
+void Block::change_range(Request& request, bool discard) {
+  const std::uint64_t feature = discard ? kDiscard : kWriteZeroes;
+  if ((negotiated_ & feature) == 0) return finish(request, kUnsupported);
+  Range range;
+  const Chain& chain = request.chain;
+  if (chain.readable_bytes() != sizeof(Header) + sizeof(range) ||
+      !read_object(chain, queue_->memory(), sizeof(Header), range)) {
+    return finish(request, kIoError);
+  }
+  if ((range.flags & ~(discard ? 0 : kUnmap)) != 0) return finish(request, kUnsupported);
+  if (range.sectors > kMostRangeSectors || range.sector > kMostSectors) {
+    return finish(request, kIoError);
+  }
+  request.submit({.operation = discard ? Operation::discard : Operation::write_zeroes,
+                  .offset = range.sector * storage::kSectorBytes,
+                  .length = range.sectors * storage::kSectorBytes,
+                  .unmap = (range.flags & kUnmap) != 0},
+                 (negotiated_ & kFlush) == 0);
+}
+
+void Block::answer_id(Request& request) {
+  std::array<std::byte, kIdBytes> answer{};
+  std::memcpy(answer.data(), id_.data(), std::min(id_.size(), answer.size()));
+  if (request.chain.writable_bytes() < kIdBytes + 1 ||
+      !request.chain.write(queue_->memory(), 0, answer)) {
+    return finish(request, kIoError);
+  }
+  request.written = kIdBytes;
+  finish(request, kOk);
+}
+
+/// The status byte is the last the device writes (5.2.6); data before it.
+void Block::finish(Request& request, std::uint8_t status) {
+  const Chain& chain = request.chain;
+  if (!request.copy.empty()) {
+    if (status == kOk && request.written != 0 && !chain.write(queue_->memory(), 0, request.copy)) {
+      status = kIoError;
+    }
+    copied_ -= request.copy.size();
+    request.copy = {};
+  }
+  request.buffers.clear();  // the listeners hear of data that was read into guest memory
+  const std::array<std::byte, 1> byte{std::byte{status}};
+  if (!chain.write(queue_->memory(), chain.writable_bytes() - 1, byte)) transport_->failed();
+  const std::uint64_t written = status == kOk ? request.written + 1 : 1;
+  const std::uint16_t head = chain.head();
+  const bool own = request.submitter == std::this_thread::get_id();
+  give_back(request);
+  queue_->push(head, static_cast<std::uint32_t>(written));
+  unannounced_ = true;
+  if (!own) announce();
 }
 
 }  // namespace strata::devices::virtio

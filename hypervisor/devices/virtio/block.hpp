@@ -1,10 +1,8 @@
-// A virtio block device (virtio 1.2, 5.2) in front of a storage::Disk.
+// virtio-blk (virtio 1.2, 5.2) in front of a storage::Disk.
 #pragma once
 
-#include <array>
-#include <condition_variable>
-#include <cstdint>
-#include <list>
+#include <atomic>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -14,54 +12,63 @@
 
 namespace strata::devices::virtio {
 
-/// Requests are submitted on the vCPU thread that notifies, and what the disk completes at once is
-/// given back there with one interrupt; the rest comes on the disk's thread. Data is transferred
-/// from and to guest memory itself, which is pinned meanwhile.
+/// One queue. Requests go to the disk on the thread that notifies, and their data straight between
+/// guest memory and the disk; those that are over by then share one interrupt, others have theirs
+/// from the disk's thread.
 class Block final : public Device {
  public:
-  /// At most this many bytes are told to the driver with GET_ID (5.2.6).
-  static constexpr std::size_t kSerialBytes = 20;
-  static constexpr std::uint16_t kQueueSize = 256;
+  /// What a request may transfer; longer ones end with an I/O error.
+  static constexpr std::uint64_t kMostBytes = machine::GuestMemory::kMaxPinBytes;
+  static constexpr std::size_t kIdBytes = 20;
 
-  /// `disk` must outlive this object, which drains it.
-  Block(storage::Disk& disk, std::string serial);
+  /// `id`: what GET_ID answers, cut off after kIdBytes.
+  Block(std::unique_ptr<storage::Disk> disk, std::string id);
   ~Block() override;
 
   [[nodiscard]] std::string_view name() const noexcept override { return "virtio-blk"; }
-  [[nodiscard]] const Traits& traits() const noexcept override { return traits_; }
-  void read_config(std::uint64_t offset, std::span<std::byte> out) override;
-  void activate(Transport& transport, std::uint64_t features) override;
-  void notify(unsigned queue) override;
+  [[nodiscard]] DeviceType type() const noexcept override { return DeviceType::block; }
+  [[nodiscard]] std::uint64_t features() const noexcept override { return features_; }
+  [[nodiscard]] std::span<const std::uint16_t> queue_sizes() const noexcept override;
+  void read_config(unsigned offset, std::span<std::byte> out) override;
+  void start() override { disk_->start(); }
+  void activate(Transport& transport, std::uint64_t features,
+                std::span<Queue* const> queues) override;
+  void notify(unsigned index) override;
   void reset() override;
-  void start() override { disk_.start(); }
   void quiesce() override;
-  /// What the driver knows of the disk: one that is loaded must be such a disk.
+  /// The disk's size has to be what it was.
   [[nodiscard]] nlohmann::json save() override;
   [[nodiscard]] StateResult load(const nlohmann::json& state) override;
 
  private:
   class Request;
-  using Requests = std::list<Request>;
-
-  /// The next request, listed and ready to be submitted or answered. Null: there is none.
-  Request* next();
-  void submit(Request& request);
+  [[nodiscard]] Request* take_request();
+  void give_back(Request& request);
+  /// False: it is no request at all.
+  [[nodiscard]] bool begin(Request& request);
+  void transfer(Request& request, bool in, std::uint64_t sector);
+  [[nodiscard]] bool copy(Request& request, bool in, std::uint64_t length);
+  void change_range(Request& request, bool discard);
+  void answer_id(Request& request);
   void finish(Request& request, std::uint8_t status);
-  void give_back(Request& request, std::uint8_t status, Requests& done);
-  /// `lock` holds mutex_. Nothing new begins meanwhile.
-  void wait_until_quiet(std::unique_lock<std::mutex>& lock);
+  void announce();
+  template <class Archive>
+  void fields(Archive& a);
 
-  storage::Disk& disk_;
-  const std::string serial_;
-  const Traits traits_;
-  std::array<std::byte, 64> config_{};
-  std::mutex mutex_;  ///< guards the rest; held while queues and guest memory are used
-  std::condition_variable quiet_;
-  Transport* transport_ = nullptr;  ///< while active
-  Requests requests_;               ///< under way
-  bool pausing_ = false;            ///< somebody waits for `requests_` to be empty
-  unsigned notifiers_ = 0;          ///< vCPUs inside notify(), which will raise the interrupt
-  bool interrupt_due_ = false;
+  const std::unique_ptr<storage::Disk> disk_;
+  const std::string id_;
+  const std::uint64_t features_;
+  std::vector<std::byte> config_;
+
+  Transport* transport_ = nullptr;  ///< these while active
+  Queue* queue_ = nullptr;
+  std::uint64_t negotiated_ = 0;
+  std::atomic<std::uint64_t> copied_{0};  ///< bytes in copies of requests in flight
+  std::atomic<bool> unannounced_{false};  ///< pushed by a thread that is inside notify()
+
+  std::mutex mutex_;  ///< guards free_; a leaf
+  std::vector<std::unique_ptr<Request>> requests_;
+  std::vector<Request*> free_;
 };
 
 }  // namespace strata::devices::virtio

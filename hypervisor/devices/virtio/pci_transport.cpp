@@ -1,471 +1,397 @@
 #include "devices/virtio/pci_transport.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
-
-#include "devices/device_state.hpp"
 
 namespace strata::devices::virtio {
 
 namespace {
 
-constexpr std::uint16_t kVirtioVendor = 0x1AF4, kModernDevices = 0x1040;
-
-// Where the parts are in BAR 0, each 4 KiB.
-constexpr std::uint32_t kCommon = 0x0000, kIsr = 0x1000, kConfig = 0x2000, kNotify = 0x3000,
-                        kPartBytes = 0x1000;
+// BAR 0. Each structure has a page of its own, so that drivers can map them apart.
+constexpr std::uint64_t kPage = 0x1000;
+enum Structure : std::uint8_t { kCommon = 0, kIsr = 1, kDeviceConfig = 2, kNotify = 3 };
+constexpr std::uint32_t kBarBytes = 4 * kPage;
+constexpr std::uint64_t kCommonBytes = 0x38;
 constexpr std::uint32_t kNotifyMultiplier = 4;
+constexpr unsigned kMsixBar = 1;
 
-// The common configuration (virtio 1.2, 4.1.4.3).
-enum Common : std::uint64_t {
-  kDeviceFeatureSelect = 0,
-  kDeviceFeature = 4,
-  kDriverFeatureSelect = 8,
-  kDriverFeature = 12,
-  kConfigVector = 16,
-  kNumQueues = 18,
-  kDeviceStatus = 20,
-  kGeneration = 21,
-  kQueueSelect = 22,
-  kQueueSize = 24,
-  kQueueVector = 26,
-  kQueueEnable = 28,
-  kQueueNotifyOff = 30,
-  kQueueDescriptors = 32,
-  kQueueDriver = 40,
-  kQueueDevice = 48,
+// Interrupt causes (4.1.4.5).
+constexpr std::uint8_t kQueueCause = 1, kConfigCause = 2;
+constexpr std::uint16_t kNoVector = 0xFFFF;
+
+// struct virtio_pci_cap, after `next` (4.1.4); capability ids and types.
+constexpr std::uint8_t kVendorSpecific = 9;
+enum CapabilityType : std::uint8_t {
+  kCommonCap = 1,
+  kNotifyCap = 2,
+  kIsrCap = 3,
+  kDeviceCap = 4,
+  kAccessCap = 5
 };
-constexpr std::uint64_t kCommonBytes = 56;
+constexpr unsigned kCapBytes = 16, kAccessData = 16;
 
-// Device status (2.1).
-constexpr std::uint8_t kDriverOk = 4, kFeaturesOk = 8, kNeedsReset = 0x40;
-constexpr std::uint8_t kIsrQueue = 1, kIsrConfig = 2;
+constexpr std::uint16_t kVendor = 0x1AF4, kFirstDevice = 0x1040;
 
-// Capabilities (4.1.4).
-constexpr std::uint8_t kVendorCapability = 0x09;
-constexpr std::uint8_t kTypeCommon = 1, kTypeNotify = 2, kTypeIsr = 3, kTypeDevice = 4,
-                       kTypeWindow = 5;
-constexpr unsigned kCapabilityBytes = 16, kWindowDataOffset = 16;
+/// Base class, subclass and interface that drivers of other systems look at.
+constexpr std::uint32_t class_of(DeviceType type) noexcept {
+  switch (type) {
+    case DeviceType::network:
+      return 0x020000;
+    case DeviceType::block:
+      return 0x010000;
+    case DeviceType::console:
+      return 0x078000;
+    case DeviceType::entropy:
+      break;
+  }
+  return 0x00FF00;
+}
 
-PciIdentity identity_of(const Device& device) {
-  const auto id = static_cast<std::uint16_t>(kModernDevices + device.traits().type);
-  return {.vendor = kVirtioVendor,
+pci::Identity identity_of(DeviceType type) noexcept {
+  const auto id = static_cast<std::uint16_t>(kFirstDevice + static_cast<unsigned>(type));
+  return {.vendor = kVendor,
           .device = id,
+          .class_code = class_of(type),
           .revision = 1,
-          .class_code = device.traits().class_code,
-          .subsystem_vendor = kVirtioVendor,
+          .subsystem_vendor = kVendor,
           .subsystem = id};
 }
 
-/// One for each queue, one for changes of the configuration.
-unsigned vectors_of(const Device& device) {
-  return static_cast<unsigned>(device.traits().queue_sizes.size()) + 1;
-}
-
-constexpr std::uint64_t with_half(std::uint64_t whole, bool upper, std::uint64_t half) noexcept {
-  const unsigned shift = upper ? 32 : 0;
-  return (whole & ~(0xFFFFFFFFULL << shift)) | (half & 0xFFFFFFFF) << shift;
-}
-
-/// A 64-bit register that is written as a whole or by halves.
-void write_wide(std::uint64_t& to, std::uint64_t offset, unsigned size, std::uint64_t value) {
-  if (size == 8) {
-    to = value;
-  } else if (size == 4) {
-    to = with_half(to, (offset & 4) != 0, value);
+void put(std::span<std::uint8_t> bytes, std::size_t at, std::uint64_t value, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    bytes[at + i] = static_cast<std::uint8_t>(value >> (8 * i));
   }
+}
+
+std::uint64_t get(std::span<const std::uint8_t> bytes, std::uint64_t at, unsigned count) {
+  std::uint64_t value = 0;
+  for (unsigned i = 0; i < count && at + i < bytes.size(); ++i) {
+    value |= std::uint64_t{bytes[at + i]} << (8 * i);
+  }
+  return value;
+}
+
+/// Replaces half of `target`, or all of it. False: no such part.
+bool set_part(std::uint64_t& target, std::uint64_t offset, unsigned size, std::uint64_t value) {
+  if (size == 8 && offset == 0) {
+    target = value;
+  } else if (size == 4 && offset % 4 == 0) {
+    const auto shift = static_cast<unsigned>(8 * offset);
+    target = (target & ~(0xFFFFFFFFULL << shift)) | (value & 0xFFFFFFFF) << shift;
+  } else {
+    return false;
+  }
+  return true;
 }
 
 }  // namespace
 
-PciTransport::PciTransport(virtio::Device& device, machine::GuestMemory& memory,
-                           const PciSlot& slot)
-    : PciDevice{identity_of(device), slot, registers_, kRegisterBytes, vectors_of(device)},
-      device_{device},
-      memory_{memory},
-      registers_{*this} {
-  for (const std::uint16_t size : device.traits().queue_sizes) {
-    queues_.push_back(std::make_unique<QueueState>(memory));
-    queues_.back()->wanted.size = size;
-  }
-  add_capabilities();
+detail::RegisterBar::RegisterBar(std::string_view name, ApicBus& apics, unsigned vectors)
+    : window_{*this, std::string{name}}, interrupts_{std::string{name} + "-msix", apics, vectors} {}
+
+std::array<pci::Bar, 2> detail::RegisterBar::bars() noexcept {
+  return {{{kBarBytes, &window_}, {pci::Msix::kBytes, &interrupts_}}};
 }
 
+/// One vector for each queue, one for the configuration.
+PciTransport::PciTransport(std::unique_ptr<virtio::Device> device, const Wiring& wiring)
+    : RegisterBar{device->name(), wiring.apics,
+                  static_cast<unsigned>(device->queue_sizes().size()) + 1},
+      PciDevice{identity_of(device->type()), bars(), wiring.mmio, wiring.intx},
+      device_{std::move(device)},
+      memory_{wiring.memory},
+      registers_(device_->queue_sizes().size()),
+      config_vector_{kNoVector},
+      vectors_(device_->queue_sizes().size()) {
+  add_msix(interrupts_, kMsixBar);
+  add_capabilities();
+  reset();
+}
+
+/// The window goes off the bus first: nobody is inside when the device ends.
 PciTransport::~PciTransport() {
-  const std::lock_guard lock{mutex_};
-  reset_device();
+  unmap();
+  device_->reset();
 }
 
 void PciTransport::add_capabilities() {
-  const auto add = [this](std::uint8_t type, std::uint32_t offset, std::uint32_t length,
-                          std::uint32_t extra, unsigned extra_bytes) {
-    // Length, type, BAR, id, padding of two, offset, length, and what the type adds.
-    std::array<std::uint8_t, 18> body{static_cast<std::uint8_t>(kCapabilityBytes + extra_bytes),
-                                      type};
-    std::memcpy(&body[6], &offset, 4);
-    std::memcpy(&body[10], &length, 4);
-    std::memcpy(&body[14], &extra, 4);
-    return add_capability(kVendorCapability, std::span{body}.first(14 + extra_bytes));
+  const auto add = [this](CapabilityType type, Structure where, std::uint32_t length,
+                          std::size_t extra) {
+    std::vector<std::uint8_t> body(kCapBytes - 2 + extra);
+    body[0] = static_cast<std::uint8_t>(kCapBytes + extra);
+    body[1] = type;
+    put(body, 6, where * kPage, 4);
+    put(body, 10, length, 4);
+    if (type == kNotifyCap) put(body, 14, kNotifyMultiplier, 4);
+    return add_capability(kVendorSpecific, body);
   };
-  add(kTypeCommon, kCommon, kCommonBytes, 0, 0);
-  add(kTypeIsr, kIsr, 4, 0, 0);
-  add(kTypeDevice, kConfig, kPartBytes, 0, 0);
-  add(kTypeNotify, kNotify, kPartBytes, kNotifyMultiplier, 4);
-  window_capability_ = add(kTypeWindow, 0, 0, 0, 4);
-  allow_writes(window_capability_ + 4, 1);   // BAR
-  allow_writes(window_capability_ + 8, 12);  // offset, length, data
+  const auto queues = static_cast<std::uint32_t>(registers_.size());
+  add(kCommonCap, kCommon, kCommonBytes, 0);
+  add(kNotifyCap, kNotify, queues * kNotifyMultiplier, 4);
+  add(kIsrCap, kIsr, 1, 0);
+  add(kDeviceCap, kDeviceConfig, kPage, 0);
+  access_at_ = add(kAccessCap, kCommon, 0, 4);
+  make_writable(access_at_ + 4, 1);  // BAR
+  make_writable(access_at_ + 8, 8);  // offset and length
 }
 
-// ---- the window in configuration space (4.1.4.9) ------------------------------------------------
+// ---- the way through configuration space --------------------------------------------------------
 
-/// The driver's access through the window is one that BAR 0 can answer.
-bool PciTransport::aims_at_registers(Window& window) {
-  window.bar = stored(window_capability_ + 4, 1);
-  window.offset = stored(window_capability_ + 8, 4);
-  window.length = stored(window_capability_ + 12, 4);
-  const std::uint32_t n = window.length;
-  return window.bar == 0 && (n == 1 || n == 2 || n == 4) && window.offset % n == 0 &&
-         window.offset < kRegisterBytes;
+/// What the access capability points to: only BAR 0, aligned, 1, 2 or 4 bytes.
+std::optional<PciTransport::BarAccess> PciTransport::window_access() {
+  const std::uint32_t bar = config_word(access_at_ + 4) & 0xFF;
+  const std::uint64_t offset = config_word(access_at_ + 8);
+  const std::uint32_t size = config_word(access_at_ + 12);
+  if (bar != 0 || (size != 1 && size != 2 && size != 4)) return std::nullopt;
+  if (offset % size != 0 || offset + size > kBarBytes) return std::nullopt;
+  return BarAccess{offset, size};
 }
 
-std::uint32_t PciTransport::read_window(unsigned offset, unsigned size, std::uint32_t stored) {
-  Window window;
-  if (offset != window_capability_ + kWindowDataOffset || !aims_at_registers(window)) return stored;
-  (void)size;
-  return static_cast<std::uint32_t>(registers_.read(window.offset, window.length));
+std::optional<std::uint32_t> PciTransport::read_register(unsigned offset, unsigned size) {
+  if (offset != access_at_ + kAccessData) return std::nullopt;
+  const auto access = window_access();
+  if (!access || access->size != size) return 0;
+  return static_cast<std::uint32_t>(read_bar(access->offset, access->size));
 }
 
-void PciTransport::write_window(unsigned offset, unsigned size, std::uint32_t value) {
-  Window window;
-  if (offset != window_capability_ + kWindowDataOffset || !aims_at_registers(window)) return;
-  if (size >= window.length) registers_.write(window.offset, window.length, value);
+bool PciTransport::write_register(unsigned offset, unsigned size, std::uint32_t value) {
+  if (offset != access_at_ + kAccessData) return false;
+  const auto access = window_access();
+  if (access && access->size == size) write_bar(access->offset, access->size, value);
+  return true;
 }
 
 // ---- registers ----------------------------------------------------------------------------------
 
-std::uint64_t PciTransport::Registers::read(std::uint64_t offset, unsigned size) {
-  const std::uint64_t part = offset & ~std::uint64_t{kPartBytes - 1}, at = offset - part;
-  std::array<std::byte, 8> bytes{};
-  const auto out = std::span{bytes}.first(std::min(size, 8U));
-  if (part == kCommon) {
-    // Wider and narrower reads than the registers': byte by byte of them.
-    for (unsigned i = 0; i < out.size(); ++i) {
-      const std::uint64_t word = (at + i) & ~3ULL;
-      const std::uint64_t value = word < kCommonBytes ? owner_.read_common(word) : 0;
-      out[i] = static_cast<std::byte>(value >> (8 * ((at + i) & 3)));
-    }
-  } else if (part == kIsr) {
-    out[0] = static_cast<std::byte>(at == 0 ? owner_.read_isr() : 0);
-  } else if (part == kConfig) {
-    owner_.device_.read_config(at, out);
-  }
-  std::uint64_t value = 0;
-  std::memcpy(&value, bytes.data(), 8);
-  return value;
-}
-
-void PciTransport::Registers::write(std::uint64_t offset, unsigned size, std::uint64_t value) {
-  const std::uint64_t part = offset & ~std::uint64_t{kPartBytes - 1}, at = offset - part;
-  if (part == kCommon) {
-    owner_.write_common(at, size, value);
-  } else if (part == kConfig) {
-    std::array<std::byte, 8> bytes{};
-    std::memcpy(bytes.data(), &value, 8);
-    owner_.device_.write_config(at, std::span{bytes}.first(std::min(size, 8U)));
-  } else if (part == kNotify) {
-    owner_.notify(at / kNotifyMultiplier);
-  }
-}
-
-std::uint64_t PciTransport::offered() const noexcept {
-  return device_.traits().features | kVersion1 | kRingIndirectDesc | kRingEventIdx;
-}
-
-PciTransport::QueueState* PciTransport::selected() noexcept {
-  return selected_ < queues_.size() ? queues_[selected_].get() : nullptr;
-}
-
-/// The aligned double word at `offset`.
-std::uint64_t PciTransport::read_common(std::uint64_t offset) {
-  const std::lock_guard lock{mutex_};
-  QueueState* const q = selected();
-  const QueueLayout layout = q != nullptr ? q->wanted : QueueLayout{};
-  const auto pair = [](std::uint64_t low, std::uint64_t high) { return low | high << 16; };
-  switch (offset) {
-    case kDeviceFeatureSelect:
-      return feature_half_;
-    case kDeviceFeature:
-      return feature_half_ < 2 ? offered() >> (32 * feature_half_) : 0;
-    case kDriverFeatureSelect:
-      return driver_half_;
-    case kDriverFeature:
-      return driver_half_ < 2 ? driver_features_ >> (32 * driver_half_) : 0;
-    case kConfigVector:
-      return pair(config_vector_.load(), queues_.size());
-    case kDeviceStatus:
-      return pair(status_.load() | std::uint64_t{generation_.load()} << 8, selected_);
-    case kQueueSize:
-      return pair(layout.size, q != nullptr ? q->vector.load() : kNoVector);
-    case kQueueEnable:
-      return pair(q != nullptr && q->enabled, q != nullptr ? selected_ : 0U);
-    case kQueueDescriptors:
-    case kQueueDescriptors + 4:
-      return layout.descriptors >> (8 * (offset & 4));
-    case kQueueDriver:
-    case kQueueDriver + 4:
-      return layout.available >> (8 * (offset & 4));
-    case kQueueDevice:
-    case kQueueDevice + 4:
-      return layout.used >> (8 * (offset & 4));
+std::uint64_t PciTransport::read_bar(std::uint64_t offset, unsigned size) {
+  switch (offset / kPage) {
+    case kCommon:
+      return read_common(offset, size);
+    case kIsr:
+      return offset % kPage == 0 ? read_isr() : 0;
+    case kDeviceConfig:
+      return read_device(offset % kPage, size);
     default:
       return 0;
   }
 }
 
-std::uint16_t PciTransport::usable_vector(std::uint64_t value) noexcept {
-  // A vector that is not there reads back as none (4.1.5.1.2.2).
-  return value < msix().vectors() ? static_cast<std::uint16_t>(value) : kNoVector;
-}
-
-/// Drivers access a register with its own width, 64-bit ones also by halves (4.1.3.1).
-void PciTransport::write_common(std::uint64_t offset, unsigned size, std::uint64_t value) {
-  const std::lock_guard lock{mutex_};
-  switch (offset) {
-    case kDeviceFeatureSelect:
-      feature_half_ = static_cast<std::uint32_t>(value);
-      break;
-    case kDriverFeatureSelect:
-      driver_half_ = static_cast<std::uint32_t>(value);
-      break;
-    case kDriverFeature:
-      if (driver_half_ < 2 && (status_ & kFeaturesOk) == 0) {
-        driver_features_ = with_half(driver_features_, driver_half_ == 1, value);
-      }
-      break;
-    case kConfigVector:
-      config_vector_ = usable_vector(value & 0xFFFF);
-      break;
-    case kDeviceStatus:
-      write_status(static_cast<std::uint8_t>(value));
-      break;
-    case kQueueSelect:
-      selected_ = static_cast<std::uint16_t>(value);
-      break;
+void PciTransport::write_bar(std::uint64_t offset, unsigned size, std::uint64_t value) {
+  switch (offset / kPage) {
+    case kCommon:
+      return write_common(offset, size, value);
+    case kDeviceConfig:
+      return write_device(offset % kPage, size, value);
+    case kNotify:
+      return notify(offset % kPage);
     default:
-      write_queue(offset, size, value);
+      return;
   }
 }
 
+std::uint64_t PciTransport::offered() const noexcept {
+  return device_->features() | kVersion1 | kRingIndirectDesc | kRingEventIdx;
+}
+
+bool PciTransport::features_fit() const noexcept {
+  return (driver_features_ & ~offered()) == 0 && (driver_features_ & kVersion1) != 0;
+}
+
+std::uint8_t PciTransport::status() const noexcept {
+  return static_cast<std::uint8_t>(status_ | (failed_.load() ? kNeedsReset : 0));
+}
+
+/// struct virtio_pci_common_cfg (4.1.4.3), as bytes.
+std::uint64_t PciTransport::read_common(std::uint64_t offset, unsigned size) {
+  const std::shared_lock lock{lock_};
+  std::array<std::uint8_t, kCommonBytes> image{};
+  const auto part = [](std::uint64_t features, std::uint32_t select) {
+    return select < 2 ? features >> (32 * select) & 0xFFFFFFFF : 0;
+  };
+  put(image, 0x00, device_select_, 4);
+  put(image, 0x04, part(offered(), device_select_), 4);
+  put(image, 0x08, driver_select_, 4);
+  put(image, 0x0C, part(driver_features_, driver_select_), 4);
+  put(image, 0x10, config_vector_.load(), 2);
+  put(image, 0x12, registers_.size(), 2);
+  put(image, 0x14, status(), 1);
+  put(image, 0x15, generation_.load(), 1);
+  put(image, 0x16, queue_select_, 2);
+  if (queue_select_ < registers_.size()) {
+    const QueueRegisters& queue = registers_[queue_select_];
+    put(image, 0x18, queue.size, 2);
+    put(image, 0x1A, vectors_[queue_select_].load(), 2);
+    put(image, 0x1C, queue.enabled ? 1 : 0, 2);
+    put(image, 0x1E, queue_select_, 2);
+    put(image, 0x20, queue.descriptors, 8);
+    put(image, 0x28, queue.driver, 8);
+    put(image, 0x30, queue.device, 8);
+  }
+  return get(image, offset, size);
+}
+
+/// An access that is not one of a whole field (4.1.3.1) changes nothing.
+void PciTransport::write_common(std::uint64_t offset, unsigned size, std::uint64_t value) {
+  const std::unique_lock lock{lock_};
+  if (offset == 0x00 && size == 4) {
+    device_select_ = static_cast<std::uint32_t>(value);
+  } else if (offset == 0x08 && size == 4) {
+    driver_select_ = static_cast<std::uint32_t>(value);
+  } else if (offset == 0x0C && size == 4) {
+    write_features(static_cast<std::uint32_t>(value));
+  } else if (offset == 0x10 && size == 2) {
+    config_vector_ = checked_vector(value);
+  } else if (offset == 0x14 && size == 1) {
+    write_status(static_cast<std::uint8_t>(value));
+  } else if (offset == 0x16 && size == 2) {
+    queue_select_ = static_cast<std::uint16_t>(value);
+  } else if (offset >= 0x18 && queue_select_ < registers_.size()) {
+    write_queue(offset, size, value);
+  }
+}
+
+std::uint16_t PciTransport::checked_vector(std::uint64_t value) const noexcept {
+  return value < interrupts_.vectors() ? static_cast<std::uint16_t>(value) : kNoVector;
+}
+
+/// What a queue is made of stays once the driver has enabled it, or the device.
 void PciTransport::write_queue(std::uint64_t offset, unsigned size, std::uint64_t value) {
-  QueueState* const q = selected();
-  if (q == nullptr) return;
-  if (offset == kQueueVector) {
-    q->vector = usable_vector(value & 0xFFFF);
+  if (offset == 0x1A && size == 2) {
+    vectors_[queue_select_] = checked_vector(value);
     return;
   }
-  if (q->enabled) return;  // not to be changed any more (4.1.4.3.2)
-  switch (offset) {
-    case kQueueSize: {
-      const std::uint16_t most = device_.traits().queue_sizes[selected_];
-      if ((value & 0xFFFF) <= most) q->wanted.size = static_cast<std::uint16_t>(value);
-      break;
-    }
-    case kQueueEnable:
-      if ((value & 0xFFFF) != 1) break;
-      q->enabled = Queue::valid(q->wanted);
-      if (!q->enabled) needs_reset();
-      break;
-    case kQueueDescriptors:
-    case kQueueDescriptors + 4:
-      write_wide(q->wanted.descriptors, offset, size, value);
-      break;
-    case kQueueDriver:
-    case kQueueDriver + 4:
-      write_wide(q->wanted.available, offset, size, value);
-      break;
-    case kQueueDevice:
-    case kQueueDevice + 4:
-      write_wide(q->wanted.used, offset, size, value);
-      break;
-    default:
-      break;
+  QueueRegisters& queue = registers_[queue_select_];
+  if (queue.enabled || (status_ & kDriverOk) != 0) return;
+  if (offset == 0x18 && size == 2) {
+    const auto entries = static_cast<std::uint16_t>(value);
+    if (entries <= device_->queue_sizes()[queue_select_]) queue.size = entries;
+  } else if (offset == 0x1C && size == 2) {
+    if (value != 1) return;
+    queue.enabled = queue_config(queue_select_).valid();
+    if (!queue.enabled) failed();
+  } else if (offset >= 0x20 && offset < kCommonBytes) {
+    std::uint64_t& address = offset < 0x28   ? queue.descriptors
+                             : offset < 0x30 ? queue.driver
+                                             : queue.device;
+    (void)set_part(address, offset % 8, size, value);
   }
 }
 
-/// The driver sets bits one after the other, and 0 to reset (2.1).
+void PciTransport::write_features(std::uint32_t value) {
+  if ((status_ & kFeaturesOk) != 0 || driver_select_ > 1) return;
+  (void)set_part(driver_features_, 4ULL * driver_select_, 4, value);
+}
+
+/// Bits are only ever added, until a 0 resets (2.1.1). The driver reads FEATURES_OK back to learn
+/// whether its choice is possible (3.1.1).
 void PciTransport::write_status(std::uint8_t value) {
-  if (value == 0) return reset_device();
-  const std::uint8_t before = status_.load();
-  auto added = static_cast<std::uint8_t>(value & ~before & ~kNeedsReset);
-  if ((added & kFeaturesOk) != 0) {
-    const bool fine = (driver_features_ & ~offered()) == 0 && (driver_features_ & kVersion1) != 0;
-    if (!fine) added = static_cast<std::uint8_t>(added & ~kFeaturesOk);
+  if (value == 0) {
+    reset();
+    return;
   }
-  const bool starts = (added & kDriverOk) != 0;
-  if (starts && ((before | added) & kFeaturesOk) == 0) {
-    added = static_cast<std::uint8_t>(added & ~kDriverOk);
-    needs_reset();
-  } else if (starts && !activate()) {
-    needs_reset();
+  const std::uint8_t before = status_;
+  std::uint8_t added = value & kDriverBits;
+  if (!features_fit()) added &= static_cast<std::uint8_t>(~kFeaturesOk);
+  if (((before | added) & kFeaturesOk) == 0) added &= static_cast<std::uint8_t>(~kDriverOk);
+  status_ = before | added;
+  if ((before & kDriverOk) == 0 && (status_ & kDriverOk) != 0) {
+    activate(std::vector<QueuePosition>(registers_.size()));
   }
-  status_.fetch_or(added);
 }
 
-/// False: a queue is not where memory can be.
-bool PciTransport::activate() {
-  for (const auto& q : queues_) {
-    if (q->enabled && !q->queue.enable(q->wanted, driver_features_)) return false;
-  }
-  device_.activate(*this, driver_features_);
-  active_ = true;
-  return true;
+std::uint64_t PciTransport::read_device(std::uint64_t offset, unsigned size) {
+  std::array<std::byte, 8> bytes{};
+  device_->read_config(static_cast<unsigned>(offset), std::span{bytes}.first(size));
+  std::uint64_t value = 0;
+  std::memcpy(&value, bytes.data(), sizeof(value));
+  return value;
 }
 
-void PciTransport::reset_device() {
-  if (std::exchange(active_, false)) device_.reset();
-  for (std::size_t i = 0; i < queues_.size(); ++i) {
-    QueueState& q = *queues_[i];
-    q.queue.disable();
-    q.wanted = {.size = device_.traits().queue_sizes[i]};
-    q.enabled = false;
-    q.vector = kNoVector;
+void PciTransport::write_device(std::uint64_t offset, unsigned size, std::uint64_t value) {
+  std::array<std::byte, 8> bytes{};
+  std::memcpy(bytes.data(), &value, sizeof(value));
+  device_->write_config(static_cast<unsigned>(offset), std::span{bytes}.first(size));
+}
+
+// ---- the device's life --------------------------------------------------------------------------
+
+QueueConfig PciTransport::queue_config(unsigned index) const noexcept {
+  const QueueRegisters& queue = registers_[index];
+  return {.size = queue.size,
+          .max_size = device_->queue_sizes()[index],
+          .descriptors = PA{queue.descriptors},
+          .available = PA{queue.driver},
+          .used = PA{queue.device},
+          .indirect = (driver_features_ & kRingIndirectDesc) != 0,
+          .event_idx = (driver_features_ & kRingEventIdx) != 0};
+}
+
+/// Queues that are enabled have been found valid.
+void PciTransport::activate(std::span<const QueuePosition> positions) {
+  std::vector<Queue*> queues;
+  for (unsigned i = 0; i < registers_.size(); ++i) {
+    queues_.push_back(registers_[i].enabled
+                          ? std::make_unique<Queue>(memory_, queue_config(i), positions[i])
+                          : nullptr);
+    queues.push_back(queues_.back().get());
   }
-  config_vector_ = kNoVector;
-  driver_features_ = 0;
-  feature_half_ = driver_half_ = 0;
-  selected_ = 0;
+  device_->activate(*this, driver_features_, queues);
+}
+
+void PciTransport::reset() {
+  device_->reset();
+  queues_.clear();
   status_ = 0;
-  const std::lock_guard lock{isr_lock_};
-  isr_ = 0;
-  set_intx(false);
+  failed_ = false;
+  driver_features_ = 0;
+  device_select_ = driver_select_ = 0;
+  queue_select_ = 0;
+  config_vector_ = kNoVector;
+  for (auto& vector : vectors_) vector = kNoVector;
+  for (std::size_t i = 0; i < registers_.size(); ++i) {
+    registers_[i] = {.size = device_->queue_sizes()[i]};
+  }
+  (void)read_isr();
 }
 
-void PciTransport::notify(std::uint64_t index) {
-  if (index >= queues_.size() || (status_ & kDriverOk) == 0 || (status_ & kNeedsReset) != 0) return;
-  if (bus_master()) device_.notify(static_cast<unsigned>(index));
+void PciTransport::notify(std::uint64_t offset) {
+  const std::shared_lock lock{lock_};
+  const std::uint64_t index = offset / kNotifyMultiplier;
+  if ((status_ & kDriverOk) == 0 || failed_.load() || index >= queues_.size()) return;
+  if (queues_[index]) device_->notify(static_cast<unsigned>(index));
 }
 
 // ---- interrupts ---------------------------------------------------------------------------------
 
-std::uint8_t PciTransport::read_isr() {
-  const std::lock_guard lock{isr_lock_};
-  set_intx(false);
-  return std::exchange(isr_, std::uint8_t{0});
-}
-
-void PciTransport::raise(std::uint16_t vector, std::uint8_t isr_bit) {
-  if (msix().enabled()) {
-    if (vector != kNoVector) msix().raise(vector);
+/// 4.1.5.3 and 4.1.5.4: by MSI-X where the driver enabled it, else ISR and INTA#.
+void PciTransport::interrupt(std::uint16_t vector, std::uint8_t cause) {
+  if (interrupts_.enabled()) {
+    interrupts_.signal(vector);
     return;
   }
-  const std::lock_guard lock{isr_lock_};
-  isr_ |= isr_bit;
+  const std::lock_guard lock{isr_mutex_};
+  isr_ |= cause;
   set_intx(true);
 }
 
-void PciTransport::interrupt(unsigned queue) { raise(queues_[queue]->vector.load(), kIsrQueue); }
+void PciTransport::used(unsigned index) noexcept { interrupt(vectors_[index].load(), kQueueCause); }
 
-void PciTransport::config_changed() {
-  generation_.fetch_add(1);
-  raise(config_vector_.load(), kIsrConfig);
+void PciTransport::config_changed() noexcept {
+  ++generation_;
+  interrupt(config_vector_.load(), kConfigCause);
 }
 
-void PciTransport::needs_reset() {
-  const std::uint8_t before = status_.fetch_or(kNeedsReset);
-  // Only a driver that is at work is told (2.1.2).
-  if ((before & (kDriverOk | kNeedsReset)) == kDriverOk) raise(config_vector_.load(), kIsrConfig);
+void PciTransport::failed() noexcept {
+  if (!failed_.exchange(true)) config_changed();
 }
 
-// ---- saved state --------------------------------------------------------------------------------
-
-template <class Archive>
-void PciTransport::fields(Archive& a) {
-  const auto through_copy = [&a](const char* key, auto& atomic) {
-    auto copy = atomic.load();
-    a(key, copy);
-    atomic = copy;
-  };
-  through_copy("status", status_);
-  through_copy("config_vector", config_vector_);
-  through_copy("generation", generation_);
-  a("isr", isr_);
-  a("feature_half", feature_half_);
-  a("driver_half", driver_half_);
-  a("driver_features", driver_features_);
-  a("selected", selected_);
-  a("active", active_);
-}
-
-namespace {
-
-/// Of one queue: how the driver set it up, and how far it has come.
-struct SavedQueue {
-  QueueLayout& wanted;
-  bool& enabled;
-  std::uint16_t& vector;
-  Queue& queue;
-  template <class Archive>
-  void fields(Archive& a) {
-    a("wanted_size", wanted.size);
-    a("wanted_descriptors", wanted.descriptors);
-    a("wanted_available", wanted.available);
-    a("wanted_used", wanted.used);
-    a("enabled", enabled);
-    a("vector", vector);
-    a.part("queue", queue);
-  }
-};
-
-}  // namespace
-
-nlohmann::json PciTransport::save() {
-  device_.quiesce();
-  const std::lock_guard lock{mutex_};
-  StateWriter writer;
-  {
-    const std::lock_guard isr{isr_lock_};
-    fields(writer);
-  }
-  nlohmann::json state = std::move(writer).take();
-  state["queues"] = nlohmann::json::array();
-  for (const auto& q : queues_) {
-    StateWriter one;
-    std::uint16_t vector = q->vector.load();
-    SavedQueue{q->wanted, q->enabled, vector, q->queue}.fields(one);
-    state["queues"].push_back(std::move(one).take());
-  }
-  state["pci"] = save_pci();
-  state["device"] = device_.save();
-  return state;
-}
-
-StateResult PciTransport::load(const nlohmann::json& state) {
-  const std::string where{device_.name()};
-  for (const char* part : {"queues", "pci", "device"}) {
-    if (!state.is_object() || !state.contains(part)) {
-      return Unexpected{StateError{where + "." + part + " is missing"}};
-    }
-  }
-  const std::lock_guard lock{mutex_};
-  StateReader reader{state, where};
-  fields(reader);
-  reader.require("driver_features", (driver_features_ & ~offered()) == 0);
-  reader.require("queues", state["queues"].is_array() && state["queues"].size() == queues_.size());
-  if (auto done = reader.result(); !done) return done;
-  for (std::size_t i = 0; i < queues_.size(); ++i) {
-    QueueState& q = *queues_[i];
-    StateReader one{state["queues"][i], where + ".queue"};
-    std::uint16_t vector = kNoVector;
-    SavedQueue{q.wanted, q.enabled, vector, q.queue}.fields(one);
-    one.require("wanted_size", q.wanted.size <= device_.traits().queue_sizes[i]);
-    if (auto done = one.result(); !done) return done;
-    q.vector = usable_vector(vector);
-  }
-  if (auto done = load_pci(state["pci"]); !done) return done;
-  if (auto done = device_.load(state["device"]); !done) return done;
-  if (active_) device_.activate(*this, driver_features_);
-  return {};
+/// Reading takes the causes and the interrupt back (4.1.4.5).
+std::uint64_t PciTransport::read_isr() {
+  const std::lock_guard lock{isr_mutex_};
+  set_intx(false);
+  return std::exchange(isr_, std::uint8_t{0});
 }
 
 }  // namespace strata::devices::virtio

@@ -1,129 +1,88 @@
-// Split virtqueues (virtio 1.2, 2.7), the device's side. Everything in them is the guest's: what
-// does not obey the rules is an error, and the device asks to be reset.
+// Split virtqueues (virtio 1.2, 2.7) of a driver that is not to be trusted.
 #pragma once
 
-#include <cstddef>
+#include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <optional>
-#include <span>
-#include <vector>
 
-#include "devices/state_result.hpp"
+#include "devices/virtio/chain.hpp"
 #include "machine/guest_memory.hpp"
-#include "mmu/address.hpp"
-#include "mmu/expected.hpp"
 
 namespace strata::devices::virtio {
 
-/// Feature bits that queues depend on (virtio 1.2, 6).
-inline constexpr std::uint64_t kRingIndirectDesc = 1ULL << 28, kRingEventIdx = 1ULL << 29,
-                               kVersion1 = 1ULL << 32;
+/// Where a driver put a queue.
+struct QueueConfig {
+  std::uint16_t size = 0;      ///< descriptors, a power of two
+  std::uint16_t max_size = 0;  ///< what the device offered; bounds indirect tables
+  PA descriptors{};
+  PA available{};
+  PA used{};
+  bool indirect = false;   ///< RING_INDIRECT_DESC was negotiated
+  bool event_idx = false;  ///< RING_EVENT_IDX was
 
-/// Most descriptors a queue can have here.
-inline constexpr std::uint16_t kMaxQueueSize = 1024;
-
-enum class QueueError : std::uint8_t {
-  bad_layout,  ///< size or alignment of the rings
-  bad_index,   ///< the driver made more available than the queue holds, or a head beyond it
-  bad_chain,   ///< loop, too long, a device-readable part behind a writable one, bad indirect table
-  bad_memory,  ///< a ring or table is not guest memory
+  /// Powers of two, aligned (2.7), and nothing wraps around.
+  [[nodiscard]] bool valid() const noexcept;
 };
 
-/// A part of a buffer, contiguous in guest-physical memory.
-struct Segment {
-  PA address{};
-  std::uint32_t length = 0;
-};
-
-/// One buffer that the driver made available: parts to read, then parts to write.
-struct Chain {
-  std::uint16_t head = 0;
-  std::vector<Segment> readable{};
-  std::vector<Segment> writable{};
-};
-
-[[nodiscard]] std::uint64_t total_length(std::span<const Segment> segments) noexcept;
-/// Bytes [offset, offset + length) of `segments`; the part of it that is there.
-[[nodiscard]] std::vector<Segment> slice(std::span<const Segment> segments, std::uint64_t offset,
-                                         std::uint64_t length);
-
-/// Copies between `segments` and host memory until one of them ends; returns how many bytes, or
-/// nothing where a segment is not guest memory.
-[[nodiscard]] std::optional<std::uint64_t> copy_out(machine::GuestMemory& memory,
-                                                    std::span<const Segment> segments,
-                                                    std::span<std::byte> to);
-[[nodiscard]] std::optional<std::uint64_t> copy_in(machine::GuestMemory& memory,
-                                                   std::span<const Segment> segments,
-                                                   std::span<const std::byte> from);
-
-/// Where the driver put a queue (virtio 1.2, 2.7).
-struct QueueLayout {
-  std::uint16_t size = 0;  ///< descriptors, a power of two
-  std::uint64_t descriptors = 0;
-  std::uint64_t available = 0;  ///< the driver area
-  std::uint64_t used = 0;       ///< the device area
-  friend bool operator==(const QueueLayout&, const QueueLayout&) = default;
-};
-
-/// One queue. Not thread-safe: its device's lock guards it. The driver's vCPUs run all the while.
-class Queue {
- public:
-  explicit Queue(machine::GuestMemory& memory) noexcept : memory_{&memory} {}
-
-  /// Takes a layout and forgets everything else. Errors: bad_layout.
-  Expected<void, QueueError> enable(const QueueLayout& layout, std::uint64_t features);
-  void disable() noexcept { *this = Queue{*memory_}; }
-  [[nodiscard]] bool enabled() const noexcept { return layout_.size != 0; }
-
-  /// The next buffer; nothing: none is available, and the driver will notify when one is.
-  Expected<std::optional<Chain>, QueueError> pop();
-  /// Gives a buffer back, of which `written` bytes were written.
-  Expected<void, QueueError> push(std::uint16_t head, std::uint32_t written);
-  /// The driver wants an interrupt for what was pushed since this was asked last.
-  [[nodiscard]] bool wants_interrupt();
-
-  /// As a device's. The layout is saved with it.
+/// What the device knows of a queue beyond guest memory.
+struct QueuePosition {
+  std::uint16_t available = 0;  ///< entries of the available ring taken
+  std::uint16_t used = 0;       ///< entries of the used ring written
+  std::uint16_t signalled = 0;  ///< value of `used` when wants_interrupt() last looked
+  bool signalled_valid = false;
   template <class Archive>
   void fields(Archive& a) {
-    a("size", layout_.size, kMaxQueueSize);
-    a("descriptors", layout_.descriptors);
-    a("available", layout_.available);
-    a("used", layout_.used);
-    a("indirect", indirect_);
-    a("event_idx", event_idx_);
-    a("next_available", next_available_);
-    a("next_used", next_used_);
-    a("signalled", signalled_);
-    a.require("size", layout_.size == 0 || valid(layout_));
+    a("available", available);
+    a("used", used);
+    a("signalled", signalled);
+    a("signalled_valid", signalled_valid);
   }
-  [[nodiscard]] static bool valid(const QueueLayout& layout) noexcept;
+};
+
+/// The device's side of one queue. All functions: any thread. Once something that no driver may do
+/// was seen, broken() stays set and nothing is taken or given any more.
+class Queue {
+ public:
+  enum class Popped : std::uint8_t { chain, empty, broken };
+
+  /// `config` is valid. `memory` outlives the queue.
+  Queue(machine::GuestMemory& memory, const QueueConfig& config,
+        const QueuePosition& position = {}) noexcept;
+
+  /// Takes the next chain. When there is none, the driver is asked to notify of the next one: who
+  /// saw `empty` misses none.
+  [[nodiscard]] Popped pop(Chain& chain);
+  /// Gives the last `count` chains back that were popped, none of which was pushed: pop() finds
+  /// them again. For a device that has no use for them yet. One thread pops.
+  void unpop(std::uint16_t count);
+  /// Gives a chain back of which the device wrote `written` bytes; the driver sees what was written
+  /// before. In any order (2.7.8).
+  void push(std::uint16_t head, std::uint32_t written);
+  /// Whether the driver wants an interrupt for what was pushed since it was last asked (2.7.7,
+  /// 2.7.10). Call after push(), once for several of them.
+  [[nodiscard]] bool wants_interrupt();
+
+  [[nodiscard]] bool broken() const noexcept { return broken_.load(std::memory_order_acquire); }
+  [[nodiscard]] std::uint16_t size() const noexcept { return config_.size; }
+  [[nodiscard]] machine::GuestMemory& memory() const noexcept { return memory_; }
+  [[nodiscard]] QueuePosition position();
 
  private:
-  struct Descriptor {
-    std::uint64_t address = 0;
-    std::uint32_t length = 0;
-    std::uint16_t flags = 0;
-    std::uint16_t next = 0;
-  };
-  static_assert(sizeof(Descriptor) == 16);
+  struct Descriptor;
+  [[nodiscard]] bool gather(std::uint16_t head, Chain& chain);
+  [[nodiscard]] bool gather_table(PA table, std::uint32_t entries, std::uint16_t first, bool inner,
+                                  Chain& chain);
+  [[nodiscard]] std::optional<std::uint16_t> load(PA pa);
+  void store(PA pa, std::uint16_t value);
+  [[nodiscard]] std::optional<std::uint16_t> waiting();
+  Popped fail() noexcept;
 
-  template <class T>
-  [[nodiscard]] std::optional<T> read(std::uint64_t address);
-  template <class T>
-  [[nodiscard]] bool write(std::uint64_t address, const T& value);
-  [[nodiscard]] std::optional<std::uint16_t> available_index();
-  Expected<Chain, QueueError> follow(std::uint16_t head);
-  Expected<void, QueueError> follow_table(std::uint64_t table, std::uint32_t entries,
-                                          std::uint16_t first, bool nested, Chain& chain);
-  Expected<void, QueueError> add(const Descriptor& d, Chain& chain);
-
-  machine::GuestMemory* memory_;
-  QueueLayout layout_;
-  bool indirect_ = false;
-  bool event_idx_ = false;
-  std::uint16_t next_available_ = 0;
-  std::uint16_t next_used_ = 0;
-  std::uint16_t signalled_ = 0;  ///< next_used_ when an interrupt was last thought about
+  machine::GuestMemory& memory_;
+  const QueueConfig config_;
+  std::atomic<bool> broken_{false};
+  std::mutex mutex_;  ///< guards position_; held while guest memory is accessed
+  QueuePosition position_;
 };
 
 }  // namespace strata::devices::virtio
