@@ -23,7 +23,7 @@ namespace {
 struct RunOptions {
   std::string config;
   std::optional<std::string> kernel, initrd, append, memory, engine, mmu, cpu_model, serial, stats;
-  std::optional<std::string> windows, clock, record, load, save;
+  std::optional<std::string> windows, code_cache, clock, record, load, save;
   std::optional<std::uint64_t> save_at, check_every, check_from;
   std::optional<std::string> check;
   std::vector<std::string> disks;
@@ -79,6 +79,11 @@ Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
   merge_check(o, config);
   if (o.test_devices) config.test_devices = true;
   if (o.debug_exit_port) config.debug_exit_port = *o.debug_exit_port;
+  if (o.code_cache) {
+    const auto bytes = vmm::parse_memory(*o.code_cache, "--code-cache");
+    if (!bytes) return Unexpected{bytes.error()};
+    config.code_cache_bytes = *bytes;
+  }
   if (o.memory) {
     const auto bytes = vmm::parse_memory(*o.memory);
     if (!bytes) return Unexpected{bytes.error()};
@@ -284,6 +289,9 @@ void add_run_command(CLI::App& app, int& exit_code) {
                       "tables, so that their accesses need no checks. auto: of programs that run "
                       "long enough to pay for it; never: check each access; always: of the kernel "
                       "too, for tests, slower [auto]");
+  command->add_option("--code-cache", options->code_cache,
+                      "Engine bt: room for translated code, for each vCPU. A guest that runs many "
+                      "programs, as Debian does when it boots, is faster with 32M [8M]");
   command->add_option("--cpu-model", options->cpu_model,
                       "CPU model: default or mitigation-free, and changes to it: "
                       "default,-pcid,+rdpid,vendor=AuthenticAMD [default]");

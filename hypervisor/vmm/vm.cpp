@@ -257,6 +257,7 @@ Expected<std::unique_ptr<engine::Vcpu>, ConfigError> Vm::make_vcpu(VcpuId id) {
   environment.exact_state =
       clocks_->instructions || exact_->recorder || exact_->player || !config_.save.empty();
   environment.windows = window_use(config_.windows);
+  environment.code_cache_bytes = config_.code_cache_bytes;
   environment.model = &model_;
   environment.vcpus = config_.cpus;
   environment.group = group_.get();

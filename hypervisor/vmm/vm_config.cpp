@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <nlohmann/json.hpp>
 
@@ -15,8 +16,9 @@ namespace {
 
 Unexpected<ConfigError> bad(std::string message) { return {ConfigError{std::move(message)}}; }
 
-Unexpected<ConfigError> bad_memory(std::string_view text) {
-  return bad(fmt::format("--memory: '{}' is not a size; use for example 512M, 2G or 4096K", text));
+Unexpected<ConfigError> bad_memory(std::string_view text, std::string_view option) {
+  return bad(
+      fmt::format("{}: '{}' is not a size; use for example 512M, 2G or 4096K", option, text));
 }
 
 std::uint64_t host_memory_bytes() {
@@ -40,15 +42,16 @@ Expected<void, ConfigError> take(const Json& value, std::string_view source, con
   }
 }
 
-Expected<void, ConfigError> take_memory(const Json& value, std::string_view source,
-                                        VmConfig& config) {
+Expected<void, ConfigError> take_size(const Json& value, std::string_view source,
+                                      std::string_view key, std::uint64_t& out) {
   if (!value.is_string() && !value.is_number_unsigned()) {
-    return bad(fmt::format("{}: 'memory' must be a size such as \"512M\"", source));
+    return bad(fmt::format("{}: '{}' must be a size such as \"512M\"", source, key));
   }
-  const auto bytes = parse_memory(value.is_string() ? value.get<std::string>()
-                                                    : std::to_string(value.get<std::uint64_t>()));
+  const auto bytes = parse_memory(
+      value.is_string() ? value.get<std::string>() : std::to_string(value.get<std::uint64_t>()),
+      fmt::format("--{}", key));
   if (!bytes) return bad(fmt::format("{}: {}", source, bytes.error().message));
-  config.memory_bytes = *bytes;
+  out = *bytes;
   return {};
 }
 
@@ -66,7 +69,8 @@ Expected<void, ConfigError> take_disks(const Json& value, std::string_view sourc
 
 Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
                                      std::string_view source, VmConfig& config) {
-  if (key == "memory") return take_memory(value, source, config);
+  if (key == "memory") return take_size(value, source, key, config.memory_bytes);
+  if (key == "code-cache") return take_size(value, source, key, config.code_cache_bytes);
   if (key == "cpus") {
     if (!value.is_number_unsigned() || value.get<std::uint64_t>() > 1024) {
       return bad(fmt::format("{}: 'cpus' must be a small positive number", source));
@@ -107,11 +111,11 @@ Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
 
 }  // namespace
 
-Expected<std::uint64_t, ConfigError> parse_memory(std::string_view text) {
+Expected<std::uint64_t, ConfigError> parse_memory(std::string_view text, std::string_view option) {
   std::uint64_t number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   const std::string_view unit = text.substr(static_cast<std::size_t>(end - text.data()));
-  if (error != std::errc{} || unit.size() > 1) return bad_memory(text);
+  if (error != std::errc{} || unit.size() > 1) return bad_memory(text, option);
   unsigned shift = 20;
   switch (unit.empty() ? 'M' : unit.front()) {
     case 'k':
@@ -131,10 +135,10 @@ Expected<std::uint64_t, ConfigError> parse_memory(std::string_view text) {
       shift = 40;
       break;
     default:
-      return bad_memory(text);
+      return bad_memory(text, option);
   }
   if (number > (1ULL << 52 >> shift)) {
-    return bad(fmt::format("--memory: {} is more than a VM can have", text));
+    return bad(fmt::format("{}: {} is more than a VM can have", option, text));
   }
   return number << shift;
 }
@@ -234,6 +238,18 @@ Expected<void, ConfigError> validate_windows(const VmConfig& config) {
   return {};
 }
 
+/// Code has to lie below 2 GiB, as does all that it refers to.
+Expected<void, ConfigError> validate_code_cache(const VmConfig& config) {
+  constexpr std::uint64_t kLeast = 1ULL << 20, kMostOfAll = 512ULL << 20;
+  const std::uint64_t bytes = config.code_cache_bytes;
+  if (bytes < kLeast || bytes > kMostOfAll / std::max(config.cpus, 1U)) {
+    return bad(
+        fmt::format("--code-cache: from {} MiB to {} MiB for all vCPUs together are possible",
+                    kLeast >> 20, kMostOfAll >> 20));
+  }
+  return {};
+}
+
 }  // namespace
 
 std::string_view exact_option(const VmConfig& config) {
@@ -264,6 +280,7 @@ Expected<void, ConfigError> validate(const VmConfig& config) {
     return bad(fits.error());
   }
   if (auto windows = validate_windows(config); !windows) return windows;
+  if (auto room = validate_code_cache(config); !room) return room;
   if (config.disks.size() > kMaxDisks) {
     return bad(fmt::format("--disk: {} disks are too many; {} are possible", config.disks.size(),
                            kMaxDisks));

@@ -49,6 +49,7 @@ struct VmConfig {
   std::string engine_reason;  ///< why it is that one; settle_engine() writes it, no key of a file
   std::string mmu = "auto";
   std::string windows = "auto";  ///< of engine bt, in the host's own MMU: "auto", "never", "always"
+  std::uint64_t code_cache_bytes = 8ULL << 20;  ///< of engine bt, for each vCPU
   std::string cpu_model = "default";
   std::string serial = "stdio";  ///< "stdio", "null", or a file
   std::string stats;             ///< JSON is written here at the end; empty: nowhere
@@ -76,8 +77,10 @@ struct CheckTarget {
 /// What `config.check.target` says; an MMU that is left out is the first VM's.
 [[nodiscard]] CheckTarget check_target(const VmConfig& config);
 
-/// "512M", "2G", "4096K", "1T" or a plain number of MiB. Errors say what would be right.
-[[nodiscard]] Expected<std::uint64_t, ConfigError> parse_memory(std::string_view text);
+/// "512M", "2G", "4096K", "1T" or a plain number of MiB. Errors name `option` and say what would be
+/// right.
+[[nodiscard]] Expected<std::uint64_t, ConfigError> parse_memory(
+    std::string_view text, std::string_view option = "--memory");
 
 /// "disk.raw,ro" and the like. Errors say what would be right.
 [[nodiscard]] Expected<DiskConfig, ConfigError> parse_disk(std::string_view text);

@@ -166,7 +166,7 @@ constexpr std::array kDeviations = {
     Deviation{"which byte of a masked store faults, and whether masked bytes do, is the maker's "
               "affair (SDM 2B MASKMOVDQU: implementation dependent)",
               [](const Observed& o) {
-                return o.oracle.vector == cpu::PF &&
+                return (o.oracle.vector == cpu::PF || o.oracle.vector == cpu::GP) &&
                        is_one_of(o.mnemonic(),
                                  {ZYDIS_MNEMONIC_MASKMOVDQU, ZYDIS_MNEMONIC_VMASKMOVDQU,
                                   ZYDIS_MNEMONIC_MASKMOVQ});
