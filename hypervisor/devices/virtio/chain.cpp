@@ -32,10 +32,12 @@ bool each_piece(std::span<const Segment> segments, std::uint64_t offset, std::ui
 Chain::Held pin_all(GuestMemory& memory, std::span<const Segment> segments, std::uint64_t offset,
                     std::uint64_t length, AccessKind kind, PinnedBuffers& buffers) {
   if (length > GuestMemory::kMaxPinBytes) return Chain::Held::no;
+  // Few: a page that has all the pins it can have keeps them for long, and there is another way.
+  constexpr unsigned kTries = 8;
   bool busy = false;
   const bool held =
       each_piece(segments, offset, length, [&](PA pa, std::uint64_t n, std::uint64_t) {
-        auto pin = patiently([&] { return memory.pin(kIdentitySpace, pa, n, kind); });
+        auto pin = patiently([&] { return memory.pin(kIdentitySpace, pa, n, kind); }, kTries);
         if (!pin) {
           busy = pin.error().kind == FaultKind::retry;
           return false;

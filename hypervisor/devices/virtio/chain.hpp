@@ -74,13 +74,12 @@ class Chain {
 };
 
 /// Calls `access()`, which returns an Expected with a Fault, again while the fault is that a page
-/// is busy, a bounded number of times.
+/// is busy, at most `tries` times. A page is moved or shared in microseconds.
 template <class Access>
-auto patiently(Access&& access) {
-  constexpr unsigned kMostTries = 10'000;
-  for (unsigned tries = 1;; ++tries) {
+auto patiently(Access&& access, unsigned tries = 1000) {
+  for (;; --tries) {
     auto done = access();
-    if (done || done.error().kind != FaultKind::retry || tries == kMostTries) return done;
+    if (done || done.error().kind != FaultKind::retry || tries <= 1) return done;
     std::this_thread::yield();
   }
 }
