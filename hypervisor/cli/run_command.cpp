@@ -26,6 +26,7 @@ struct RunOptions {
   std::optional<std::string> windows, clock, record, load, save;
   std::optional<std::uint64_t> save_at, check_every, check_from;
   std::optional<std::string> check;
+  std::vector<std::string> disks;
   std::optional<unsigned> cpus;
   std::optional<double> timeout;
   std::optional<std::uint16_t> debug_exit_port;
@@ -68,6 +69,12 @@ Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
   if (o.save) config.save = *o.save;
   if (o.save_at) config.save_at = *o.save_at;
   if (o.cpus) config.cpus = *o.cpus;
+  if (!o.disks.empty()) config.disks.clear();
+  for (const std::string& text : o.disks) {
+    auto disk = vmm::parse_disk(text);
+    if (!disk) return Unexpected{disk.error()};
+    config.disks.push_back(std::move(*disk));
+  }
   if (o.timeout) config.timeout_seconds = *o.timeout;
   merge_check(o, config);
   if (o.test_devices) config.test_devices = true;
@@ -282,6 +289,13 @@ void add_run_command(CLI::App& app, int& exit_code) {
                       "default,-pcid,+rdpid,vendor=AuthenticAMD [default]");
   command->add_option("--serial", options->serial,
                       "First serial port: stdio, null, or a file for its output [stdio]");
+  command
+      ->add_option("--disk", options->disks,
+                   "Disk from a raw file or block device: PATH[,ro][,overlay=FILE]; with overlay "
+                   "changes go to that file. Guests see /dev/vda, /dev/vdb, ... in this order")
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   add_sandbox_option(*command, options->sandbox);
   command->add_option("--stats", options->stats, "Write counters and overhead to this JSON file");
   command->add_option("--timeout", options->timeout, "Stop after this many seconds [none]");

@@ -10,27 +10,16 @@
 #include <string>
 
 #include "devices/bus.hpp"
+#include "devices/char_stream.hpp"
 #include "devices/device.hpp"
 #include "devices/state_result.hpp"
 
 namespace strata::devices {
 
-/// Where a UART's output goes.
-class CharSink {
- public:
-  CharSink() = default;
-  CharSink(const CharSink&) = delete;
-  CharSink& operator=(const CharSink&) = delete;
-  virtual ~CharSink() = default;
-  /// Called from vCPU threads under the UART's lock, so that bytes keep their order: must not call
-  /// back into the UART and should not block.
-  virtual void put(std::span<const std::uint8_t> bytes) = 0;
-};
-
 /// Ports base+0 .. base+7. Transmission takes no time: THR is empty again at once. Reception has
 /// the 16-byte FIFO the guest sees, fed from a bounded queue of the console thread. All functions:
 /// any thread.
-class Serial8250 final : public Device {
+class Serial8250 final : public Device, public CharInput {
  public:
   static constexpr std::uint16_t kCom1 = 0x3F8, kCom2 = 0x2F8;  // IRQ 4 and 3
   static constexpr std::uint64_t kPorts = 8;
@@ -40,12 +29,8 @@ class Serial8250 final : public Device {
   Serial8250(CharSink& sink, IrqLine& irq, std::string name = "serial");
   Expected<void, BusError> attach(Bus& ports, std::uint16_t base = kCom1);
 
-  /// Input from the host. Returns how many bytes were taken; the rest is the caller's to offer
-  /// again when `room` was called.
-  std::size_t receive(std::span<const std::uint8_t> bytes);
-  /// `room` is called (vCPU thread, no lock held) when the queue has room again after receive()
-  /// took less than it was given. Set it before the guest runs.
-  void on_room(std::function<void()> room);
+  std::size_t receive(std::span<const std::uint8_t> bytes) override;
+  void on_room(std::function<void()> room) override;
 
   [[nodiscard]] std::string_view name() const noexcept override { return name_; }
   std::uint64_t read(std::uint64_t offset, unsigned size) override;

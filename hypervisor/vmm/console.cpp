@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <array>
@@ -53,6 +54,11 @@ Console::Console(int output, bool owned, bool input)
     : output_{output}, owned_{owned}, input_{input} {
   if (input_) wake_ = ::eventfd(0, EFD_CLOEXEC);
   terminal_ = input_ && ::isatty(STDIN_FILENO) == 1;
+  winsize window{};
+  if (input_ && ::ioctl(output_, TIOCGWINSZ, &window) == 0 && window.ws_col != 0 &&
+      window.ws_row != 0) {
+    size_ = {.columns = window.ws_col, .rows = window.ws_row};
+  }
 }
 
 Console::~Console() {
@@ -75,14 +81,14 @@ void Console::put(std::span<const std::uint8_t> bytes) {
   if (output_ >= 0) write_all(output_, bytes.data(), bytes.size());
 }
 
-void Console::start_input(devices::Serial8250& serial, std::function<void()> quit) {
+void Console::start_input(devices::CharInput& guest, std::function<void()> quit) {
   if (!input_ || wake_ < 0) return;
   enter_raw_mode();
-  serial.on_room([this] {
+  guest.on_room([this] {
     const std::uint64_t one = 1;
     write_all(wake_, &one, sizeof one);
   });
-  thread_ = std::thread{[this, &serial, quit = std::move(quit)] { input_loop(serial, quit); }};
+  thread_ = std::thread{[this, &guest, quit = std::move(quit)] { input_loop(guest, quit); }};
 }
 
 void Console::stop_input() {
@@ -93,7 +99,7 @@ void Console::stop_input() {
   thread_.join();
 }
 
-void Console::input_loop(devices::Serial8250& serial, const std::function<void()>& quit) {
+void Console::input_loop(devices::CharInput& guest, const std::function<void()>& quit) {
   std::array<char, 512> buffer{};
   while (!stop_) {
     std::array<pollfd, 2> ready{pollfd{.fd = STDIN_FILENO, .events = POLLIN, .revents = 0},
@@ -107,7 +113,7 @@ void Console::input_loop(devices::Serial8250& serial, const std::function<void()
     const ssize_t n = ::read(STDIN_FILENO, buffer.data(), buffer.size());
     if (n == 0 || (n < 0 && errno != EINTR && errno != EAGAIN)) return;  // the guest runs on
     if (n < 0) continue;
-    offer(serial, filter_escapes({buffer.data(), static_cast<std::size_t>(n)}, quit));
+    offer(guest, filter_escapes({buffer.data(), static_cast<std::size_t>(n)}, quit));
   }
 }
 
@@ -132,11 +138,11 @@ std::string Console::filter_escapes(std::string_view bytes, const std::function<
 }
 
 /// Hands everything over, waiting for room when the guest is slow to read.
-void Console::offer(devices::Serial8250& serial, std::string_view bytes) {
+void Console::offer(devices::CharInput& guest, std::string_view bytes) {
   while (!bytes.empty() && !stop_) {
     const std::span<const std::uint8_t> view{reinterpret_cast<const std::uint8_t*>(bytes.data()),
                                              bytes.size()};
-    bytes.remove_prefix(serial.receive(view));
+    bytes.remove_prefix(guest.receive(view));
     if (bytes.empty()) return;
     std::uint64_t count = 0;
     if (::read(wake_, &count, sizeof count) < 0) return;

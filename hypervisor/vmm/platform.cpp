@@ -109,7 +109,49 @@ void Platform::enter_bios_state() {
   out(layout::kPitPort, 0);
 }
 
+bool Platform::add(std::unique_ptr<devices::virtio::Device> device, machine::GuestMemory& memory) {
+  // What firmware would do: each slot has a piece of the window that ACPI tells of.
+  constexpr std::uint64_t kSlotBytes = 0x10000;
+  const auto slot = static_cast<unsigned>(virtio_.size()) + 1;
+  const unsigned gsi = layout::pci_gsi(slot, 0);
+  devices::IrqLine& intx = pci_lines_.try_emplace(gsi, irqs_.gsi(gsi)).first->second.connect();
+  using devices::virtio::PciTransport;
+  const PciTransport::Wiring wiring{
+      .memory = memory, .mmio = mmio_, .apics = apic_bus_, .intx = intx};
+  auto function = std::make_unique<PciTransport>(std::move(device), wiring);
+  if (!pci_.add(slot, *function)) return false;
+  const std::uint64_t base = layout::kMmio32Base + slot * kSlotBytes;
+  if (function->assign(base) > base + kSlotBytes) std::abort();
+  virtio_.push_back(std::move(function));
+  return true;
+}
+
+void Platform::start() {
+  for (const auto& function : virtio_) function->device().start();
+}
+
+void Platform::quiesce() {
+  for (const auto& function : virtio_) function->quiesce();
+}
+
+void Platform::resume() {
+  for (const auto& function : virtio_) function->resume();
+}
+
+devices::StateResult Platform::load_virtio(const nlohmann::json& state) {
+  if (!state.is_array() || state.size() != virtio_.size()) {
+    return Unexpected{
+        devices::StateError{"it was saved with other PCI devices; give the same --disk options"}};
+  }
+  for (const auto& function : virtio_) function->unmap();
+  for (std::size_t i = 0; i < virtio_.size(); ++i) {
+    if (auto done = virtio_[i]->load(state[i]); !done) return done;
+  }
+  return {};
+}
+
 nlohmann::json Platform::save() {
+  quiesce();
   nlohmann::json state = nlohmann::json::object();
   state["apics"] = nlohmann::json::array();
   for (const auto& apic : apics_) state["apics"].push_back(apic->save());
@@ -123,6 +165,8 @@ nlohmann::json Platform::save() {
   state["pci"] = pci_.save();
   state["ports"] = system_ports_.save();
   state["kvmclock"] = kvmclock_.save();
+  state["virtio"] = nlohmann::json::array();
+  for (const auto& function : virtio_) state["virtio"].push_back(function->save());
   auto deadlines = timers_.deadlines();
   deadlines.resize(own_timers_);  // others are not the machine's
   state["timers"] = deadlines;
@@ -134,7 +178,7 @@ devices::StateResult Platform::load(const nlohmann::json& state) {
     return devices::StateResult{Unexpected{devices::StateError{what}}};
   };
   for (const char* part : {"apics", "apic_bus", "pic", "ioapic", "pit", "rtc", "acpi", "serial",
-                           "pci", "ports", "kvmclock", "timers"}) {
+                           "pci", "ports", "kvmclock", "virtio", "timers"}) {
     if (!state.is_object() || !state.contains(part)) return wrong("a device's state is missing");
   }
   const nlohmann::json& apics = state["apics"];
@@ -154,6 +198,7 @@ devices::StateResult Platform::load(const nlohmann::json& state) {
   if (done) done = pci_.load(state["pci"]);
   if (done) done = system_ports_.load(state["ports"]);
   if (done) done = kvmclock_.load(state["kvmclock"]);
+  if (done) done = load_virtio(state["virtio"]);
   if (!done) return done;
   for (std::size_t id = 0; id < deadlines.size(); ++id) {
     timers_.arm(static_cast<devices::Timers::Id>(id), deadlines[id]);

@@ -2,6 +2,7 @@
 // machine_layout.hpp's.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "devices/kvmclock.hpp"
 #include "devices/local_apic.hpp"
 #include "devices/machine_control.hpp"
+#include "devices/pci/shared_line.hpp"
 #include "devices/pci_host.hpp"
 #include "devices/pic8259.hpp"
 #include "devices/pit8254.hpp"
@@ -22,6 +24,7 @@
 #include "devices/serial8250.hpp"
 #include "devices/system_ports.hpp"
 #include "devices/test_device.hpp"
+#include "devices/virtio/pci_transport.hpp"
 #include "engines/engine.hpp"
 
 namespace strata::vmm {
@@ -43,8 +46,18 @@ class Platform {
            const cpu::CpuModel& model, devices::CharSink& sink, devices::MachineControl& control,
            devices::MemoryWriter& memory);
 
-  /// All devices' state, timers included; no vCPU runs meanwhile. load() checks what it is given;
-  /// after an error the platform must not be used.
+  /// Puts a virtio device into the next PCI slot. Before any vCPU runs. False: all are taken.
+  [[nodiscard]] bool add(std::unique_ptr<devices::virtio::Device> device,
+                         machine::GuestMemory& memory);
+  /// Makes the devices' threads. Once, before the process gives up making any.
+  void start();
+  /// Nothing is in flight in the virtio devices when it returns, until resume(); no vCPU runs
+  /// meanwhile.
+  void quiesce();
+  void resume();
+
+  /// All devices' state, timers included, after a quiesce(); no vCPU runs meanwhile. load() checks
+  /// what it is given; after an error the platform must not be used.
   [[nodiscard]] nlohmann::json save();
   [[nodiscard]] devices::StateResult load(const nlohmann::json& state);
 
@@ -80,6 +93,7 @@ class Platform {
                                         devices::ApicBus& bus, devices::Clock& clock,
                                         devices::Timers& timers);
   void attach_all();
+  [[nodiscard]] devices::StateResult load_virtio(const nlohmann::json& state);
   void attach_test_devices(const Config& config);
 
   devices::Timers& timers_;
@@ -100,6 +114,9 @@ class Platform {
   devices::KvmClock kvmclock_;
   const std::size_t own_timers_;            ///< how many timers the devices above have made
   std::unique_ptr<devices::FwCfg> fw_cfg_;  ///< Config::test_devices
+  std::map<unsigned, devices::pci::SharedLine> pci_lines_;  ///< by GSI
+  /// From slot 1 on.
+  std::vector<std::unique_ptr<devices::virtio::PciTransport>> virtio_;
   std::unique_ptr<devices::TestDevice> test_device_;  ///< Config::test_devices
 };
 

@@ -9,7 +9,9 @@
 #ifdef STRATA_HAS_BT
 #include "engines/bt/translator.hpp"
 #endif
+#include "devices/virtio/block.hpp"
 #include "engines/interp/core.hpp"
+#include "storage/open_disk.hpp"
 #include "vmm/engine_choice.hpp"
 #include "vmm/state_dump.hpp"
 #include "vmm/vm_parts.hpp"
@@ -176,6 +178,7 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   devices::MemoryWriter& memory = exact_->recorder ? *exact_->recorder : own;
   platform_ = std::make_unique<Platform>(platform_config(), clock_, clocks_->timers(), model_, sink,
                                          static_cast<devices::MachineControl&>(*this), memory);
+  if (auto done = add_disks(); !done) return done;
   exits_ = std::make_unique<PlatformExits>(*platform_);
   if (exact_->recorder) exact_->recorder->connect(*exits_, own);
   ExitHandler& exits = exact_->recorder ? static_cast<ExitHandler&>(*exact_->recorder) : *exits_;
@@ -196,6 +199,22 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   }
   listener_ = std::make_unique<Listener>(mmu_.mmu.get(), vcpus_);
   guest_memory_->add_listener(*listener_);
+  return {};
+}
+
+Expected<void, ConfigError> Vm::add_disks() {
+  const auto engine = takes_turns() ? storage::Engine::synchronous : storage::Engine::asynchronous;
+  unsigned number = 1;
+  for (const DiskConfig& d : config_.disks) {
+    auto disk = storage::open_disk(
+        {.path = d.path, .read_only = d.read_only, .overlay = d.overlay, .engine = engine});
+    if (!disk) return bad(fmt::format("--disk: {}", disk.error().message));
+    auto block = std::make_unique<devices::virtio::Block>(std::move(*disk),
+                                                          fmt::format("strata-{}", number++));
+    if (!platform_->add(std::move(block), *guest_memory_)) {
+      return bad("--disk: the machine has no PCI slot left");
+    }
+  }
   return {};
 }
 
@@ -272,7 +291,8 @@ Expected<void, ConfigError> Vm::load_guest() {
                                   .initrd = initrd,
                                   .cmdline = config_.append,
                                   .kernel_name = kernel_name,
-                                  .cpus = config_.cpus};
+                                  .cpus = config_.cpus,
+                                  .pci = !config_.disks.empty()};
   const auto state = boot::load(request, sink);
   if (!state) return bad(state.error().message);
   vcpus_[0]->vcpu().set_state(*state);
@@ -290,6 +310,7 @@ void Vm::start() {
   if (clocks_->instructions) exact_->wall = std::make_unique<Clocks>(0);
   Clocks& host = exact_->wall ? *exact_->wall : *clocks_;
   host.service->start();
+  platform_->start();
   if (host_engine_) host_engine_->start();
   if (takes_turns()) return;
   for (const auto& vcpu : vcpus_) vcpu->start();

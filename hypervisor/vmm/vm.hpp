@@ -132,6 +132,7 @@ class Vm final : private devices::MachineControl,
   Expected<void, ConfigError> build_memory();
   Expected<void, ConfigError> build_engine(devices::CharSink& sink);
   Expected<void, ConfigError> load_guest();
+  Expected<void, ConfigError> add_disks();
   Platform::Config platform_config();
 
   // devices::MachineControl

@@ -91,6 +91,7 @@ Expected<void, ConfigError> Vm::start_follower() {
   config.engine = target.engine;
   config.mmu = target.mmu;
   config.check = {};
+  config.disks.clear();  // what they did comes with the leader's inputs
   config.save.clear();
   config.save_at.reset();
   // As in a replay nothing moves this clock: the devices behind it stay as they are made.

@@ -52,6 +52,18 @@ Expected<void, ConfigError> take_memory(const Json& value, std::string_view sour
   return {};
 }
 
+Expected<void, ConfigError> take_disks(const Json& value, std::string_view source,
+                                       VmConfig& config) {
+  std::vector<std::string> texts;
+  if (auto done = take(value, source, "disks", texts); !done) return done;
+  for (const std::string& text : texts) {
+    auto disk = parse_disk(text);
+    if (!disk) return bad(fmt::format("{}: {}", source, disk.error().message));
+    config.disks.push_back(std::move(*disk));
+  }
+  return {};
+}
+
 Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
                                      std::string_view source, VmConfig& config) {
   if (key == "memory") return take_memory(value, source, config);
@@ -61,6 +73,7 @@ Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
     }
     return take(value, source, key, config.cpus);
   }
+  if (key == "disks") return take_disks(value, source, config);
   if (key == "timeout") return take(value, source, key, config.timeout_seconds);
   if (key == "test-devices") return take(value, source, key, config.test_devices);
   if (key == "debug-exit-port") {
@@ -124,6 +137,28 @@ Expected<std::uint64_t, ConfigError> parse_memory(std::string_view text) {
     return bad(fmt::format("--memory: {} is more than a VM can have", text));
   }
   return number << shift;
+}
+
+Expected<DiskConfig, ConfigError> parse_disk(std::string_view text) {
+  constexpr std::string_view kOverlay = "overlay=";
+  DiskConfig disk;
+  std::size_t at = text.find(',');
+  disk.path = text.substr(0, at);
+  while (at != std::string_view::npos) {
+    const std::size_t next = text.find(',', at + 1);
+    const std::string_view word = text.substr(
+        at + 1, next == std::string_view::npos ? std::string_view::npos : next - at - 1);
+    if (word == "ro") {
+      disk.read_only = true;
+    } else if (word.starts_with(kOverlay) && word.size() > kOverlay.size()) {
+      disk.overlay = word.substr(kOverlay.size());
+    } else {
+      return bad(fmt::format("--disk: '{}' is not ro or overlay=FILE", word));
+    }
+    at = next;
+  }
+  if (disk.path.empty()) return bad("--disk: name a file: PATH[,ro][,overlay=FILE]");
+  return disk;
 }
 
 Expected<void, ConfigError> apply_json(std::string_view text, std::string_view source,
@@ -229,6 +264,10 @@ Expected<void, ConfigError> validate(const VmConfig& config) {
     return bad(fits.error());
   }
   if (auto windows = validate_windows(config); !windows) return windows;
+  if (config.disks.size() > kMaxDisks) {
+    return bad(fmt::format("--disk: {} disks are too many; {} are possible", config.disks.size(),
+                           kMaxDisks));
+  }
   if (config.timeout_seconds < 0 || config.timeout_seconds > 1e9) {
     return bad("--timeout: must be a number of seconds, 0 for none");
   }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "mmu/expected.hpp"
 
@@ -27,6 +28,16 @@ struct CheckConfig {
   std::optional<std::uint64_t> page;   ///< address of a page of memory to compare each time
 };
 
+/// Most disks a VM can have.
+inline constexpr std::size_t kMaxDisks = 16;
+
+/// A disk, as --disk names it: PATH[,ro][,overlay=FILE]. See docs/storage.md.
+struct DiskConfig {
+  std::string path;
+  bool read_only = false;
+  std::string overlay;  ///< changes go there; empty: to the disk itself
+};
+
 /// The keys of `strata run` and of a config file. Paths are as given.
 struct VmConfig {
   std::string kernel;
@@ -43,6 +54,7 @@ struct VmConfig {
   std::string stats;             ///< JSON is written here at the end; empty: nowhere
   double timeout_seconds = 0;    ///< 0: none
   std::optional<std::uint16_t> debug_exit_port;  ///< `test_devices` implies 0xF4
+  std::vector<DiskConfig> disks;                 ///< virtio disks, in the order of their PCI slots
   bool test_devices = false;  ///< fw_cfg and pc-testdev, as kvm-unit-tests expect them
   /// "host", or "instructions" with an optional rate: ":MHZ". See docs/record-and-replay.md.
   std::string clock = "host";
@@ -66,6 +78,9 @@ struct CheckTarget {
 
 /// "512M", "2G", "4096K", "1T" or a plain number of MiB. Errors say what would be right.
 [[nodiscard]] Expected<std::uint64_t, ConfigError> parse_memory(std::string_view text);
+
+/// "disk.raw,ro" and the like. Errors say what would be right.
+[[nodiscard]] Expected<DiskConfig, ConfigError> parse_disk(std::string_view text);
 
 /// Applies a config file's JSON text to `config`; `source` names the file in errors. Unknown keys
 /// and wrong types are errors.

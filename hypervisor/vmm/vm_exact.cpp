@@ -36,6 +36,8 @@ void Vm::run_turns() {
   Expected<void, ConfigError> begun;
   if (exact_->record_file) begun = write_state(*exact_->record_file);
   if (exact_->check) begun = start_follower();
+  platform_->resume();
+  if (exact_->recorder) exact_->recorder->watch(*guest_memory_);
   if (!begun) return ended({Ending::internal_error, 0, begun.error().message});
   std::size_t& next = exact_->turn;
   while (!has_ended()) {

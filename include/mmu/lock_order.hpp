@@ -6,6 +6,7 @@
 //   devices: a device's own mutex_    UART, PIT, RTC, PM, PIC, I/O APIC (in that direction)
 //   virtio::PciTransport::lock_       registers; shared by notify(), exclusive for all else. Devices
 //                                     call disks and their queues under it
+//   virtio::Console, Entropy mutex_   held while queues, the sink and the transport are called
 //   pci::PciDevice::mutex_, Msix's    a function's own registers; messages go out under Msix's
 //   virtio::Queue::mutex_             held while guest memory is accessed
 //   devices::LocalApic::mutex_        released before the bus, the PIC or callbacks are called

@@ -25,7 +25,7 @@ class SharedLine {
   void change(bool& source, bool level);
 
   IrqLine& out_;
-  std::vector<std::unique_ptr<Source>> sources_;
+  std::vector<std::unique_ptr<IrqLine>> sources_;
   std::mutex mutex_;  ///< guards the sources' levels; held while out_ is set
   unsigned high_ = 0;
 };

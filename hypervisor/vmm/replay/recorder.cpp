@@ -1,5 +1,6 @@
 #include "vmm/replay/recorder.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace strata::replay {
@@ -50,7 +51,14 @@ Recorder::Recorder(EventSink& log, unsigned vcpus, engine::TscSource& tsc,
       interrupts_(vcpus),
       thread_{std::this_thread::get_id()} {}
 
-Recorder::~Recorder() = default;
+Recorder::~Recorder() {
+  if (watched_ != nullptr) watched_->remove_listener(*this);
+}
+
+void Recorder::watch(machine::GuestMemory& memory) {
+  watched_ = &memory;
+  memory.add_listener(*this);
+}
 
 void Recorder::connect(vmm::ExitHandler& exits, devices::MemoryWriter& memory) {
   exits_ = &exits;
@@ -94,7 +102,7 @@ void Recorder::drain() {
     any_posted_.store(false, std::memory_order_release);
   }
   for (Posted& p : posted) {
-    (void)memory_->write(p.pa, p.bytes);
+    (void)store(p.pa, p.bytes);
     log({.kind = EventKind::dma, .address = p.pa.value(), .bytes = std::move(p.bytes)});
   }
 }
@@ -186,9 +194,30 @@ std::optional<std::uint64_t> Recorder::random(bool seed, unsigned bytes) noexcep
   return value;
 }
 
+bool Recorder::store(PA pa, std::span<const std::byte> bytes) {
+  storing_ = true;
+  const bool done = memory_->write(pa, bytes);
+  storing_ = false;
+  return done;
+}
+
+/// Devices that reach memory without a MemoryWriter: in exact runs they do so while they answer,
+/// and what they stored is there to be read. In pieces: a disk may have read megabytes.
+void Recorder::memory_written(PA pa, std::uint64_t length) {
+  if (std::this_thread::get_id() != thread_ || storing_) return;
+  constexpr std::uint64_t kPiece = 64 * 1024;
+  for (std::uint64_t done = 0; done < length; done += kPiece) {
+    std::vector<std::byte> bytes(std::min(kPiece, length - done));
+    if (!watched_->read(machine::kIdentitySpace, pa + done, bytes)) return;
+    log({.kind = answering_ ? EventKind::memory : EventKind::dma,
+         .address = (pa + done).value(),
+         .bytes = std::move(bytes)});
+  }
+}
+
 bool Recorder::write(PA pa, std::span<const std::byte> bytes) {
   if (std::this_thread::get_id() == thread_) {
-    if (!memory_->write(pa, bytes)) return false;
+    if (!store(pa, bytes)) return false;
     log({.kind = answering_ ? EventKind::memory : EventKind::dma,
          .address = pa.value(),
          .bytes = {bytes.begin(), bytes.end()}});

@@ -11,6 +11,7 @@
 
 #include "devices/kvmclock.hpp"
 #include "engines/engine.hpp"
+#include "machine/guest_memory.hpp"
 #include "vmm/exit_handler.hpp"
 #include "vmm/replay/event.hpp"
 
@@ -21,7 +22,8 @@ namespace strata::replay {
 class Recorder final : public vmm::ExitHandler,
                        public engine::TscSource,
                        public engine::RandomSource,
-                       public devices::MemoryWriter {
+                       public devices::MemoryWriter,
+                       private machine::WriteListener {
  public:
   /// `tsc` and `random` are the real ones, as are those that connect() gets; all must outlive the
   /// recorder. The constructing thread records.
@@ -60,8 +62,15 @@ class Recorder final : public vmm::ExitHandler,
   std::optional<std::uint64_t> random(bool seed, unsigned bytes) noexcept override;
   // devices::MemoryWriter
   bool write(PA pa, std::span<const std::byte> bytes) override;
+  /// From here on what devices store in `memory` themselves, on the recording thread, is logged as
+  /// well. `memory` outlives the recorder.
+  void watch(machine::GuestMemory& memory);
 
  private:
+  // machine::WriteListener
+  void memory_written(PA pa, std::uint64_t length) override;
+  /// A store of write()'s or drain()'s, which log it themselves.
+  bool store(PA pa, std::span<const std::byte> bytes);
   class Interrupts;
   void log(Event event);
   /// Calls ask() as the answer to a vCPU's request.
@@ -86,6 +95,8 @@ class Recorder final : public vmm::ExitHandler,
   std::vector<engine::Vcpu*> vcpus_;
   std::vector<std::unique_ptr<Interrupts>> interrupts_;
   VcpuId current_ = 0;
+  machine::GuestMemory* watched_ = nullptr;
+  bool storing_ = false;    ///< inside store()
   bool answering_ = false;  ///< what devices write now is part of an answer
   const std::thread::id thread_;
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <csignal>
 
+#include "host/sandbox.hpp"
 #include "machine/machine_memory.hpp"
 #include "storage/file_engine.hpp"
 #include "storage/overlay_file.hpp"
@@ -104,6 +105,7 @@ INSTANTIATE_TEST_SUITE_P(Engines, HostErrorsTest,
                          });
 
 TEST(NoUringTest, SystemCallsAreUsedInstead) {
+  if (!host::Sandbox::built()) GTEST_SKIP() << "sanitizers need descriptors of their own";
   TemporaryFolder folder;
   write_file(folder.file("disk"), Bytes(kSectorBytes));
   // The disk takes two descriptors, so that none is left for a ring.
