@@ -173,9 +173,9 @@ class Inbox final : public Receiver {
     const std::lock_guard lock{mutex_};
     closed_ = closed;
   }
-  bool wait_for_refusal() {
+  bool wait_for_refusal(std::chrono::milliseconds most = std::chrono::minutes{1}) {
     std::unique_lock lock{mutex_};
-    return changed_.wait_for(lock, std::chrono::minutes{1}, [this] { return refused_ != 0; });
+    return changed_.wait_for(lock, most, [this] { return refused_ != 0; });
   }
   std::size_t waiting() {
     const std::lock_guard lock{mutex_};
