@@ -10,7 +10,9 @@
 #include "engines/bt/translator.hpp"
 #endif
 #include "devices/virtio/block.hpp"
+#include "devices/virtio/net.hpp"
 #include "engines/interp/core.hpp"
+#include "network/open_link.hpp"
 #include "storage/open_disk.hpp"
 #include "vmm/engine_choice.hpp"
 #include "vmm/state_dump.hpp"
@@ -179,6 +181,7 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   platform_ = std::make_unique<Platform>(platform_config(), clock_, clocks_->timers(), model_, sink,
                                          static_cast<devices::MachineControl&>(*this), memory);
   if (auto done = add_disks(); !done) return done;
+  if (auto done = add_nets(); !done) return done;
   exits_ = std::make_unique<PlatformExits>(*platform_);
   if (exact_->recorder) exact_->recorder->connect(*exits_, own);
   ExitHandler& exits = exact_->recorder ? static_cast<ExitHandler&>(*exact_->recorder) : *exits_;
@@ -216,6 +219,24 @@ Expected<void, ConfigError> Vm::add_disks() {
     }
   }
   return {};
+}
+
+Expected<void, ConfigError> Vm::add_nets() {
+  for (const network::NetOptions& options : config_.nets) {
+    auto link = network::open_link(options);
+    if (!link) return bad(fmt::format("--net: {}", link.error().message));
+    const auto mac = options.mac ? *options.mac : network::MacAddress::random();
+    auto card =
+        std::make_unique<devices::virtio::Net>(std::move(*link), mac, options.mac.has_value());
+    if (!platform_->add(std::move(card), *guest_memory_)) {
+      return bad("--net: the machine has no PCI slot left");
+    }
+  }
+  return {};
+}
+
+bool Vm::makes_connections() const noexcept {
+  return std::ranges::any_of(config_.nets, [](const auto& net) { return net.tap.empty(); });
 }
 
 /// The backend, or, where the host kernel keeps the tables, the engine that has it do so.
@@ -292,7 +313,7 @@ Expected<void, ConfigError> Vm::load_guest() {
                                   .cmdline = config_.append,
                                   .kernel_name = kernel_name,
                                   .cpus = config_.cpus,
-                                  .pci = !config_.disks.empty()};
+                                  .pci = !config_.disks.empty() || !config_.nets.empty()};
   const auto state = boot::load(request, sink);
   if (!state) return bad(state.error().message);
   vcpus_[0]->vcpu().set_state(*state);
