@@ -19,18 +19,20 @@ void add_sandbox_option(CLI::App& command, bool& sandbox) {
       "For debugging: a guest that breaks out of this process has all rights of its user");
 }
 
-Expected<void, host::HostError> Confinement::enter() {
+Expected<void, host::HostError> Confinement::enter(bool connections) {
   if (!wanted_ || !host::Sandbox::built()) return {};
-  auto sandbox = host::Sandbox::enter();
+  auto sandbox = host::Sandbox::enter(connections);
   if (!sandbox) return refused(sandbox.error());
   sandbox_ = *sandbox;
   return {};
 }
 
 Expected<void, host::HostError> Confinement::filter_system_calls(
-    std::span<const unsigned long> ioctls) {
+    const host::Permissions& permissions) {
   if (!sandbox_) return {};
-  if (const auto done = sandbox_->filter_system_calls(ioctls); !done) return refused(done.error());
+  if (const auto done = sandbox_->filter_system_calls(permissions); !done) {
+    return refused(done.error());
+  }
   return {};
 }
 

@@ -4,7 +4,6 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <span>
 #include <string>
 
 #include "host/sandbox.hpp"
@@ -20,9 +19,9 @@ class Confinement {
   explicit Confinement(bool wanted) noexcept : wanted_{wanted} {}
   /// See host::Sandbox for when to call these two; they do nothing where there is none. Errors say
   /// what the user can do.
-  [[nodiscard]] Expected<void, host::HostError> enter();
+  [[nodiscard]] Expected<void, host::HostError> enter(bool connections = false);
   [[nodiscard]] Expected<void, host::HostError> filter_system_calls(
-      std::span<const unsigned long> ioctls);
+      const host::Permissions& permissions);
   /// What the user loses without; empty: nothing.
   [[nodiscard]] std::string remark() const;
   /// For --stats.

@@ -26,7 +26,7 @@ struct RunOptions {
   std::optional<std::string> console, windows, code_cache, clock, record, load, save;
   std::optional<std::uint64_t> save_at, check_every, check_from;
   std::optional<std::string> check;
-  std::vector<std::string> disks;
+  std::vector<std::string> disks, nets;
   std::optional<unsigned> cpus;
   std::optional<double> timeout;
   std::optional<std::uint16_t> debug_exit_port;
@@ -77,6 +77,12 @@ Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
     auto disk = vmm::parse_disk(text);
     if (!disk) return Unexpected{disk.error()};
     config.disks.push_back(std::move(*disk));
+  }
+  if (!o.nets.empty()) config.nets.clear();
+  for (const std::string& text : o.nets) {
+    auto net = vmm::parse_net(text);
+    if (!net) return Unexpected{net.error()};
+    config.nets.push_back(std::move(*net));
   }
   if (o.timeout) config.timeout_seconds = *o.timeout;
   merge_check(o, config);
@@ -213,11 +219,17 @@ int run(const RunOptions& options) {
   Confinement confinement{options.sandbox && config->check.target.empty()};
   if (!options.sandbox) note(confinement.remark());
   // Privileges go before the VM's threads are made, which inherit them; system calls after.
-  if (const auto done = confinement.enter(); !done) return usage_error(done.error().message);
+  const bool connections = (*vm)->makes_connections();
+  if (const auto done = confinement.enter(connections); !done) {
+    return usage_error(done.error().message);
+  }
   (*vm)->start();
   (*console)->start_input((*vm)->console_input(), [&] { (*vm)->stop(vmm::Ending::quit); });
   if (!config->save.empty()) signal.start([&] { (*vm)->request_save(); });
-  if (const auto done = confinement.filter_system_calls((*vm)->ioctls()); !done) {
+  const std::vector<unsigned long> ioctls = (*vm)->ioctls();
+  if (const auto done =
+          confinement.filter_system_calls({.ioctls = ioctls, .connections = connections});
+      !done) {
     return usage_error(done.error().message);
   }
   const vmm::Outcome outcome = (*vm)->run();
@@ -304,6 +316,14 @@ void add_run_command(CLI::App& app, int& exit_code) {
       ->add_option("--disk", options->disks,
                    "Disk from a raw file or block device: PATH[,ro][,overlay=FILE]; with overlay "
                    "changes go to that file. Guests see /dev/vda, /dev/vdb, ... in this order")
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command
+      ->add_option("--net", options->nets,
+                   "Network card on user[,hostfwd=tcp:[ADDRESS]:PORT-[GUEST]:PORT][,restrict], "
+                   "which needs no rights and reaches what the host reaches, or on the host's "
+                   "tap=INTERFACE; both with [,mac=MAC]")
       ->expected(1)
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);

@@ -2,15 +2,18 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <netinet/in.h>
 #include <seccomp.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <array>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "host/refused_call.hpp"
 
@@ -79,6 +82,14 @@ constexpr std::array kCalls{
 /// shell.
 constexpr std::array<unsigned long, 4> kTerminal{TCGETS, TCSETS, TCSETSW, TCSETSF};
 
+/// On sockets. None reaches further than socket() and connect() below let it.
+constexpr std::array kSocketCalls{
+    SCMP_SYS(connect),    SCMP_SYS(accept),      SCMP_SYS(accept4),     SCMP_SYS(sendto),
+    SCMP_SYS(recvfrom),   SCMP_SYS(sendmsg),     SCMP_SYS(recvmsg),     SCMP_SYS(shutdown),
+    SCMP_SYS(getsockopt), SCMP_SYS(getsockname), SCMP_SYS(getpeername),
+};
+constexpr std::array<unsigned long, 2> kSocketRequests{FIONREAD, FIONBIO};
+
 constexpr scmp_datum_t kNoBits = 0;
 
 int allow(const Filter& filter, int call, std::initializer_list<scmp_arg_cmp> conditions = {}) {
@@ -116,6 +127,41 @@ int allow_ioctls(const Filter& filter, std::span<const unsigned long> requests) 
   return 0;
 }
 
+int allow_sockets(const Filter& filter) {
+  constexpr scmp_datum_t kType = 0xF;  // the rest: SOCK_CLOEXEC, SOCK_NONBLOCK
+  for (const scmp_datum_t family : {AF_INET, AF_INET6}) {
+    for (const auto& [type, protocol] : {std::pair<scmp_datum_t, scmp_datum_t>{SOCK_STREAM, 0},
+                                         {SOCK_DGRAM, 0},
+                                         {SOCK_DGRAM, IPPROTO_ICMP}}) {
+      const int result = allow(
+          filter, SCMP_SYS(socket),
+          {SCMP_A0_64(SCMP_CMP_EQ, family, kNoBits), SCMP_A1_64(SCMP_CMP_MASKED_EQ, kType, type),
+           SCMP_A2_64(SCMP_CMP_EQ, protocol, kNoBits)});
+      if (result != 0) return result;
+    }
+  }
+  return 0;
+}
+
+int allow_connections(const Filter& filter) {
+  int result = allow_sockets(filter);
+  for (const int call : kSocketCalls) {
+    if (result == 0) result = allow(filter, call);
+  }
+  for (const scmp_datum_t level :
+       std::array<scmp_datum_t, 3>{SOL_SOCKET, IPPROTO_TCP, IPPROTO_IP}) {
+    if (result == 0) {
+      result = allow(filter, SCMP_SYS(setsockopt), {SCMP_A1_64(SCMP_CMP_EQ, level, kNoBits)});
+    }
+  }
+  for (const scmp_datum_t command : {F_SETFL, F_SETFD, F_GETFD}) {
+    if (result == 0) {
+      result = allow(filter, SCMP_SYS(fcntl), {SCMP_A1_64(SCMP_CMP_EQ, command, kNoBits)});
+    }
+  }
+  return result == 0 ? allow_ioctls(filter, kSocketRequests) : result;
+}
+
 int configure(const Filter& filter) {
   // i386's and x32's numbers mean other calls; nothing here makes those.
   int result = seccomp_attr_set(filter.get(), SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
@@ -127,7 +173,7 @@ int configure(const Filter& filter) {
 
 }  // namespace
 
-Expected<void, HostError> filter_system_calls(std::span<const unsigned long> ioctls) {
+Expected<void, HostError> filter_system_calls(const Permissions& permissions) {
   const Filter filter{seccomp_init(SCMP_ACT_TRAP), &seccomp_release};
   if (filter == nullptr) return Unexpected{HostError{"seccomp: the host has no memory"}};
   int result = configure(filter);
@@ -136,7 +182,8 @@ Expected<void, HostError> filter_system_calls(std::span<const unsigned long> ioc
   }
   if (result == 0) result = allow_by_argument(filter);
   if (result == 0) result = allow_ioctls(filter, kTerminal);
-  if (result == 0) result = allow_ioctls(filter, ioctls);
+  if (result == 0) result = allow_ioctls(filter, permissions.ioctls);
+  if (result == 0 && permissions.connections) result = allow_connections(filter);
   if (const auto done = report_refused_calls(); !done) return Unexpected{done.error()};
   if (result == 0) result = seccomp_load(filter.get());
   if (result == 0) return {};

@@ -36,17 +36,20 @@ constexpr std::array<Ruleset, 6> kAll{{
     {.files = (1ULL << 16) - 1, .network = 3, .scopes = 3},  // 6: abstract sockets, signals
 }};
 
+constexpr std::uint64_t kBindTcp = 1;
+
 Unexpected<HostError> failed() {
   return {HostError{fmt::format("Landlock: {}", std::strerror(errno))}};
 }
 
 }  // namespace
 
-Expected<int, HostError> close_file_system() {
+Expected<int, HostError> close_file_system(bool connections) {
   const auto abi = static_cast<int>(
       ::syscall(SYS_landlock_create_ruleset, nullptr, 0, LANDLOCK_CREATE_RULESET_VERSION));
   if (abi <= 0) return 0;
-  const Ruleset& all = kAll[std::min<std::size_t>(static_cast<std::size_t>(abi), kAll.size()) - 1];
+  Ruleset all = kAll[std::min<std::size_t>(static_cast<std::size_t>(abi), kAll.size()) - 1];
+  if (connections) all.network &= kBindTcp;
   const machine::FileDescriptor ruleset{
       static_cast<int>(::syscall(SYS_landlock_create_ruleset, &all, sizeof all, 0))};
   if (!ruleset.valid()) return failed();

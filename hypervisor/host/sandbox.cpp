@@ -34,17 +34,17 @@ bool Sandbox::built() noexcept {
 #endif
 }
 
-Expected<Sandbox, HostError> Sandbox::enter() {
+Expected<Sandbox, HostError> Sandbox::enter(bool connections) {
   if (const auto alone = check_single_thread(); !alone) return Unexpected{alone.error()};
   const auto privileges = drop_privileges();
   if (!privileges) return Unexpected{privileges.error()};
-  const auto landlock = close_file_system();
+  const auto landlock = close_file_system(connections);
   if (!landlock) return Unexpected{landlock.error()};
   return Sandbox{*privileges, *landlock};
 }
 
-Expected<void, HostError> Sandbox::filter_system_calls(std::span<const unsigned long> ioctls) {
-  if (auto done = host::filter_system_calls(ioctls); !done) return done;
+Expected<void, HostError> Sandbox::filter_system_calls(const Permissions& permissions) {
+  if (auto done = host::filter_system_calls(permissions); !done) return done;
   filtered_ = true;
   return {};
 }

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
-#include <span>
 
+#include "host/call_filter.hpp"
 #include "host/host_error.hpp"
 #include "host/privileges.hpp"
 #include "mmu/expected.hpp"
@@ -18,13 +18,13 @@ class Sandbox {
   [[nodiscard]] static bool built() noexcept;
 
   /// Gives up privileges and the file system. The process has one thread and every file open.
-  /// Errors: more than one thread; the host refused a part that it has.
-  [[nodiscard]] static Expected<Sandbox, HostError> enter();
+  /// `connections`: as in Permissions. Errors: more than one thread; the host refused a part that
+  /// it has.
+  [[nodiscard]] static Expected<Sandbox, HostError> enter(bool connections = false);
 
-  /// Leaves only the system calls of a running VM, and of ioctl the requests in `ioctls`. The
+  /// Leaves only the system calls of a running VM, and what `permissions` add. The
   /// process has every thread it will have. Once. Error: the host cannot filter.
-  [[nodiscard]] Expected<void, HostError> filter_system_calls(
-      std::span<const unsigned long> ioctls);
+  [[nodiscard]] Expected<void, HostError> filter_system_calls(const Permissions& permissions);
 
   /// What is in force, for --stats.
   [[nodiscard]] nlohmann::json report() const;

@@ -10,6 +10,8 @@ namespace strata::network {
 
 /// Longest frame in either direction, in bytes: header, optional VLAN tag, 1500 bytes of payload.
 inline constexpr std::size_t kMaxFrameBytes = 14 + 4 + 1500;
+/// Shortest frame that is sent: a header. Cards pad what is shorter than 60 bytes.
+inline constexpr std::size_t kMinFrameBytes = 14;
 
 /// Where frames arrive: the card.
 class Receiver {

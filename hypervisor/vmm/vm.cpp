@@ -12,7 +12,9 @@
 #include "devices/virtio/block.hpp"
 #include "devices/virtio/console.hpp"
 #include "devices/virtio/entropy.hpp"
+#include "devices/virtio/net.hpp"
 #include "engines/interp/core.hpp"
+#include "network/open_link.hpp"
 #include "storage/open_disk.hpp"
 #include "vmm/engine_choice.hpp"
 #include "vmm/state_dump.hpp"
@@ -207,6 +209,7 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
 /// Disks first, so that what else there is moves none of them to another slot.
 Expected<void, ConfigError> Vm::add_virtio(devices::CharSink& sink) {
   if (auto done = add_disks(); !done) return done;
+  if (auto done = add_nets(); !done) return done;
   namespace virtio = devices::virtio;
   if (config_.console == "virtio") {
     auto console = std::make_unique<virtio::Console>(sink);
@@ -240,6 +243,24 @@ Expected<void, ConfigError> Vm::add_disks() {
     }
   }
   return {};
+}
+
+Expected<void, ConfigError> Vm::add_nets() {
+  for (const network::NetOptions& options : config_.nets) {
+    auto link = network::open_link(options);
+    if (!link) return bad(fmt::format("--net: {}", link.error().message));
+    const auto mac = options.mac ? *options.mac : network::MacAddress::random();
+    auto card =
+        std::make_unique<devices::virtio::Net>(std::move(*link), mac, options.mac.has_value());
+    if (!platform_->add(std::move(card), *guest_memory_)) {
+      return bad("--net: the machine has no PCI slot left");
+    }
+  }
+  return {};
+}
+
+bool Vm::makes_connections() const noexcept {
+  return std::ranges::any_of(config_.nets, [](const auto& net) { return net.tap.empty(); });
 }
 
 /// The backend, or, where the host kernel keeps the tables, the engine that has it do so.

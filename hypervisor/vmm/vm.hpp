@@ -96,6 +96,8 @@ class Vm final : private devices::MachineControl,
   [[nodiscard]] std::vector<unsigned long> ioctls() const {
     return host_engine_ ? host_engine_->ioctls() : std::vector<unsigned long>{};
   }
+  /// A network of its makes connections from this process then.
+  [[nodiscard]] bool makes_connections() const noexcept;
   /// Runs until the guest or somebody else ends it. Once, after start().
   Outcome run();
   /// Ends run() with `ending`; the first one wins. Any thread.
@@ -137,6 +139,7 @@ class Vm final : private devices::MachineControl,
   Expected<void, ConfigError> load_guest();
   Expected<void, ConfigError> add_virtio(devices::CharSink& sink);
   Expected<void, ConfigError> add_disks();
+  Expected<void, ConfigError> add_nets();
   Platform::Config platform_config();
 
   // devices::MachineControl

@@ -67,6 +67,18 @@ Expected<void, ConfigError> take_disks(const Json& value, std::string_view sourc
   return {};
 }
 
+Expected<void, ConfigError> take_nets(const Json& value, std::string_view source,
+                                      VmConfig& config) {
+  std::vector<std::string> texts;
+  if (auto done = take(value, source, "nets", texts); !done) return done;
+  for (const std::string& text : texts) {
+    auto net = parse_net(text);
+    if (!net) return bad(fmt::format("{}: {}", source, net.error().message));
+    config.nets.push_back(std::move(*net));
+  }
+  return {};
+}
+
 Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
                                      std::string_view source, VmConfig& config) {
   if (key == "memory") return take_size(value, source, key, config.memory_bytes);
@@ -78,6 +90,7 @@ Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
     return take(value, source, key, config.cpus);
   }
   if (key == "disks") return take_disks(value, source, config);
+  if (key == "nets") return take_nets(value, source, config);
   if (key == "rng") return take(value, source, key, config.rng);
   if (key == "timeout") return take(value, source, key, config.timeout_seconds);
   if (key == "test-devices") return take(value, source, key, config.test_devices);
@@ -167,6 +180,12 @@ Expected<DiskConfig, ConfigError> parse_disk(std::string_view text) {
   return disk;
 }
 
+Expected<network::NetOptions, ConfigError> parse_net(std::string_view text) {
+  auto options = network::parse_net(text);
+  if (!options) return bad("--net: " + options.error().message);
+  return std::move(*options);
+}
+
 Expected<void, ConfigError> apply_json(std::string_view text, std::string_view source,
                                        VmConfig& config) {
   const Json json = Json::parse(text, nullptr, false, true);
@@ -224,6 +243,13 @@ Expected<void, ConfigError> validate_exact(const VmConfig& config) {
     return bad("--load: a saved VM has its kernel already; leave --kernel out");
   }
   return {};
+}
+
+/// The option for which everything that reaches the VM has to come at an exact count, or again.
+std::string_view repeating_option(const VmConfig& config) {
+  if (!config.check.target.empty()) return "--check";
+  if (!config.record.empty()) return "--record";
+  return config.clock != "host" ? "--clock instructions" : "";
 }
 
 Expected<void, ConfigError> validate_windows(const VmConfig& config) {
@@ -300,6 +326,13 @@ Expected<void, ConfigError> validate(const VmConfig& config) {
   if (config.disks.size() > kMaxDisks) {
     return bad(fmt::format("--disk: {} disks are too many; {} are possible", config.disks.size(),
                            kMaxDisks));
+  }
+  if (config.nets.size() > kMaxNets) {
+    return bad(
+        fmt::format("--net: {} cards are too many; {} are possible", config.nets.size(), kMaxNets));
+  }
+  if (const auto option = repeating_option(config); !option.empty() && !config.nets.empty()) {
+    return bad(fmt::format("--net: frames come at no exact count, which {} needs", option));
   }
   if (config.timeout_seconds < 0 || config.timeout_seconds > 1e9) {
     return bad("--timeout: must be a number of seconds, 0 for none");

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "mmu/expected.hpp"
+#include "network/net_options.hpp"
 
 namespace strata::vmm {
 
@@ -30,6 +31,8 @@ struct CheckConfig {
 
 /// Most disks a VM can have.
 inline constexpr std::size_t kMaxDisks = 16;
+/// ... and network cards.
+inline constexpr std::size_t kMaxNets = 8;
 
 /// A disk, as --disk names it: PATH[,ro][,overlay=FILE]. See docs/storage.md.
 struct DiskConfig {
@@ -59,6 +62,7 @@ struct VmConfig {
   double timeout_seconds = 0;  ///< 0: none
   std::optional<std::uint16_t> debug_exit_port;  ///< `test_devices` implies 0xF4
   std::vector<DiskConfig> disks;                 ///< virtio disks, in the order of their PCI slots
+  std::vector<network::NetOptions> nets;         ///< virtio network cards, after the disks
   bool rng = true;                               ///< with disks: a virtio entropy device
   bool test_devices = false;  ///< fw_cfg and pc-testdev, as kvm-unit-tests expect them
   /// "host", or "instructions" with an optional rate: ":MHZ". See docs/record-and-replay.md.
@@ -88,6 +92,9 @@ struct CheckTarget {
 
 /// "disk.raw,ro" and the like. Errors say what would be right.
 [[nodiscard]] Expected<DiskConfig, ConfigError> parse_disk(std::string_view text);
+
+/// "user,mac=52:54:00:12:34:56" and the like, see docs/running.md. Errors say what would be right.
+[[nodiscard]] Expected<network::NetOptions, ConfigError> parse_net(std::string_view text);
 
 /// Applies a config file's JSON text to `config`; `source` names the file in errors. Unknown keys
 /// and wrong types are errors.

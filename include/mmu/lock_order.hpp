@@ -7,6 +7,7 @@
 //   virtio::PciTransport::lock_       registers; shared by notify(), exclusive for all else. Devices
 //                                     call disks and their queues under it
 //   virtio::Console, Entropy mutex_   held while queues, the sink and the transport are called
+//   virtio::Net, one a direction      held while queues, the link's send() and the transport are
 //   pci::PciDevice::mutex_, Msix's    a function's own registers; messages go out under Msix's
 //   virtio::Queue::mutex_             held while guest memory is accessed
 //   devices::LocalApic::mutex_        released before the bus, the PIC or callbacks are called
@@ -21,6 +22,7 @@
 //   kvm::Processor::thread_lock_      leaf
 //   vmm::VcpuThread::lock_            leaf: what a vCPU is asked to do
 //   devices::TimerQueue::mutex_       leaf
+//   network::FrameRing::mutex_        leaf
 //   storage::UringEngine::lock_       leaf; held while requests are given to the kernel. Devices
 //                                     call disks, and disks call devices, with no lock of theirs
 //   storage::SynchronousEngine::flush_lock_  leaf; held during fdatasync

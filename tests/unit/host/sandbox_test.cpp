@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -30,8 +31,6 @@
 namespace strata::host {
 namespace {
 
-constexpr std::array<unsigned long, 0> kNoIoctls{};
-
 /// Ends the process, which is one of the test's making, if there is no sandbox.
 Sandbox enter() {
   auto sandbox = Sandbox::enter();
@@ -43,7 +42,7 @@ Sandbox enter() {
 }
 
 void filter(Sandbox& sandbox) {
-  if (const auto done = sandbox.filter_system_calls(kNoIoctls); !done) {
+  if (const auto done = sandbox.filter_system_calls({}); !done) {
     std::cerr << done.error().message << '\n';
     std::_Exit(3);
   }
@@ -160,6 +159,47 @@ TEST_F(SandboxTest, MemoryOfOpenSegmentsCanBeMappedAnywhere) {
     REQUIRE(at[4096] == 0);
     REQUIRE(::munmap(at, 1 << 20) == 0);
   });
+}
+
+TEST_F(SandboxTest, ConnectionsCanBeMadeWhereTheRunNeedsThem) {
+  succeeds([] {
+    auto sandbox = Sandbox::enter(true);
+    REQUIRE(sandbox && sandbox->filter_system_calls({.connections = true}));
+    sockaddr_in name{};
+    name.sin_family = AF_INET;
+    name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    name.sin_port = htons(1);
+    const auto* address = reinterpret_cast<const sockaddr*>(&name);
+    const int stream = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    REQUIRE(stream >= 0);
+    REQUIRE(::connect(stream, address, sizeof name) == 0 || errno == ECONNREFUSED);
+    const int datagram = ::socket(AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+    REQUIRE(datagram >= 0 || errno == EAFNOSUPPORT);
+  });
+}
+
+TEST_F(SandboxTest, ConnectionsAreAllThatSocketsAreFor) {
+  struct Case {
+    const char* name;
+    void (*make)();
+  };
+  for (const Case c :
+       {Case{"socket", [] { (void)::socket(AF_UNIX, SOCK_STREAM, 0); }},
+        Case{"socket", [] { (void)::socket(AF_PACKET, SOCK_RAW, 0); }},
+        Case{"socket", [] { (void)::socket(AF_INET, SOCK_RAW, IPPROTO_ICMP); }},
+        Case{"socket", [] { (void)::socket(AF_NETLINK, SOCK_DGRAM, 0); }},
+        Case{"socketpair", [] { (void)::syscall(SYS_socketpair, 1, 1, 0, nullptr); }},
+        Case{"listen", [] { (void)::listen(0, 1); }},
+        Case{"bind", [] { (void)::bind(0, nullptr, 0); }}}) {
+    const auto attempt = [c] {
+      auto sandbox = Sandbox::enter(true);
+      if (!sandbox || !sandbox->filter_system_calls({.connections = true})) std::_Exit(3);
+      c.make();
+      std::_Exit(0);
+    };
+    EXPECT_EXIT(attempt(), testing::ExitedWithCode(1),
+                "refused the system call " + std::string{c.name});
+  }
 }
 
 TEST_F(SandboxTest, ThreadsThatExistGoOnAndEnd) {
