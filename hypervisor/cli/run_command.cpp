@@ -23,7 +23,7 @@ namespace {
 struct RunOptions {
   std::string config;
   std::optional<std::string> kernel, initrd, append, memory, engine, mmu, cpu_model, serial, stats;
-  std::optional<std::string> windows, code_cache, clock, record, load, save;
+  std::optional<std::string> console, windows, code_cache, clock, record, load, save;
   std::optional<std::uint64_t> save_at, check_every, check_from;
   std::optional<std::string> check;
   std::vector<std::string> disks;
@@ -31,6 +31,7 @@ struct RunOptions {
   std::optional<double> timeout;
   std::optional<std::uint16_t> debug_exit_port;
   bool test_devices = false;
+  bool no_rng = false;
   bool sandbox = true;
 };
 
@@ -62,6 +63,8 @@ Expected<vmm::VmConfig, vmm::ConfigError> merge(const RunOptions& o) {
   if (o.windows) config.windows = *o.windows;
   if (o.cpu_model) config.cpu_model = *o.cpu_model;
   if (o.serial) config.serial = *o.serial;
+  if (o.console) config.console = *o.console;
+  if (o.no_rng) config.rng = false;
   if (o.stats) config.stats = *o.stats;
   if (o.clock) config.clock = *o.clock;
   if (o.record) config.record = *o.record;
@@ -212,7 +215,7 @@ int run(const RunOptions& options) {
   // Privileges go before the VM's threads are made, which inherit them; system calls after.
   if (const auto done = confinement.enter(); !done) return usage_error(done.error().message);
   (*vm)->start();
-  (*console)->start_input((*vm)->serial(), [&] { (*vm)->stop(vmm::Ending::quit); });
+  (*console)->start_input((*vm)->console_input(), [&] { (*vm)->stop(vmm::Ending::quit); });
   if (!config->save.empty()) signal.start([&] { (*vm)->request_save(); });
   if (const auto done = confinement.filter_system_calls((*vm)->ioctls()); !done) {
     return usage_error(done.error().message);
@@ -304,6 +307,11 @@ void add_run_command(CLI::App& app, int& exit_code) {
       ->expected(1)
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->add_option("--console", options->console,
+                      "Device that takes what is typed: serial, or virtio, a console that guests "
+                      "see as hvc0 beside the serial port [serial]");
+  command->add_flag("--no-rng", options->no_rng,
+                    "No virtio entropy device, which VMs with a disk have");
   add_sandbox_option(*command, options->sandbox);
   command->add_option("--stats", options->stats, "Write counters and overhead to this JSON file");
   command->add_option("--timeout", options->timeout, "Stop after this many seconds [none]");

@@ -140,8 +140,8 @@ void Platform::resume() {
 
 devices::StateResult Platform::load_virtio(const nlohmann::json& state) {
   if (!state.is_array() || state.size() != virtio_.size()) {
-    return Unexpected{
-        devices::StateError{"it was saved with other PCI devices; give the same --disk options"}};
+    return Unexpected{devices::StateError{
+        "it was saved with other PCI devices; give the same --disk, --console and --no-rng"}};
   }
   for (const auto& function : virtio_) function->unmap();
   for (std::size_t i = 0; i < virtio_.size(); ++i) {

@@ -49,6 +49,7 @@ class Platform {
   /// Puts a virtio device into the next PCI slot. Before any vCPU runs. False: all are taken.
   [[nodiscard]] bool add(std::unique_ptr<devices::virtio::Device> device,
                          machine::GuestMemory& memory);
+  [[nodiscard]] bool has_virtio() const noexcept { return !virtio_.empty(); }
   /// Makes the devices' threads. Once, before the process gives up making any.
   void start();
   /// Nothing is in flight in the virtio devices when it returns, until resume(); no vCPU runs

@@ -10,6 +10,8 @@
 #include "engines/bt/translator.hpp"
 #endif
 #include "devices/virtio/block.hpp"
+#include "devices/virtio/console.hpp"
+#include "devices/virtio/entropy.hpp"
 #include "engines/interp/core.hpp"
 #include "storage/open_disk.hpp"
 #include "vmm/engine_choice.hpp"
@@ -178,7 +180,7 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   devices::MemoryWriter& memory = exact_->recorder ? *exact_->recorder : own;
   platform_ = std::make_unique<Platform>(platform_config(), clock_, clocks_->timers(), model_, sink,
                                          static_cast<devices::MachineControl&>(*this), memory);
-  if (auto done = add_disks(); !done) return done;
+  if (auto done = add_virtio(sink); !done) return done;
   exits_ = std::make_unique<PlatformExits>(*platform_);
   if (exact_->recorder) exact_->recorder->connect(*exits_, own);
   ExitHandler& exits = exact_->recorder ? static_cast<ExitHandler&>(*exact_->recorder) : *exits_;
@@ -200,6 +202,28 @@ Expected<void, ConfigError> Vm::build_engine(devices::CharSink& sink) {
   listener_ = std::make_unique<Listener>(mmu_.mmu.get(), vcpus_);
   guest_memory_->add_listener(*listener_);
   return {};
+}
+
+/// Disks first, so that what else there is moves none of them to another slot.
+Expected<void, ConfigError> Vm::add_virtio(devices::CharSink& sink) {
+  if (auto done = add_disks(); !done) return done;
+  namespace virtio = devices::virtio;
+  if (config_.console == "virtio") {
+    auto console = std::make_unique<virtio::Console>(sink);
+    virtio_console_ = console.get();
+    if (!platform_->add(std::move(console), *guest_memory_)) {
+      return bad("--console: the machine has no PCI slot left for virtio");
+    }
+  }
+  // Guests that boot from an initial RAM disk alone are done before they would look for one.
+  if (!config_.rng || config_.disks.empty()) return {};
+  if (clocks_->instructions) {
+    device_random_ = std::make_unique<devices::SeededRandomBytes>();
+  } else {
+    device_random_ = std::make_unique<devices::HostRandomBytes>();
+  }
+  if (platform_->add(std::make_unique<virtio::Entropy>(*device_random_), *guest_memory_)) return {};
+  return bad("--no-rng: the machine has no PCI slot left for an entropy device");
 }
 
 Expected<void, ConfigError> Vm::add_disks() {
@@ -293,7 +317,7 @@ Expected<void, ConfigError> Vm::load_guest() {
                                   .cmdline = config_.append,
                                   .kernel_name = kernel_name,
                                   .cpus = config_.cpus,
-                                  .pci = !config_.disks.empty()};
+                                  .pci = platform_->has_virtio()};
   const auto state = boot::load(request, sink);
   if (!state) return bad(state.error().message);
   vcpus_[0]->vcpu().set_state(*state);

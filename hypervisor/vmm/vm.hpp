@@ -12,6 +12,7 @@
 #include "boot/kernel_image.hpp"
 #include "boot/memory_map.hpp"
 #include "devices/machine_control.hpp"
+#include "devices/random_bytes.hpp"
 #include "devices/serial8250.hpp"
 #include "engines/engine.hpp"
 #include "engines/interp/vcpu_group.hpp"
@@ -100,8 +101,10 @@ class Vm final : private devices::MachineControl,
   /// Ends run() with `ending`; the first one wins. Any thread.
   void stop(Ending ending, std::uint32_t debug_value = 0);
 
-  /// Console input; see Serial8250. Any thread.
-  [[nodiscard]] devices::Serial8250& serial() noexcept { return platform_->serial(); }
+  /// The device that takes the user's input.
+  [[nodiscard]] devices::CharInput& console_input() noexcept {
+    return virtio_console_ != nullptr ? *virtio_console_ : platform_->serial();
+  }
 
   /// After run(); nothing where the configuration asks for no lock-step.
   [[nodiscard]] std::optional<CheckResult> check_result() const;
@@ -132,6 +135,7 @@ class Vm final : private devices::MachineControl,
   Expected<void, ConfigError> build_memory();
   Expected<void, ConfigError> build_engine(devices::CharSink& sink);
   Expected<void, ConfigError> load_guest();
+  Expected<void, ConfigError> add_virtio(devices::CharSink& sink);
   Expected<void, ConfigError> add_disks();
   Platform::Config platform_config();
 
@@ -211,7 +215,9 @@ class Vm final : private devices::MachineControl,
   std::unique_ptr<Exactness> exact_;  ///< before the vCPUs, which use what is in it
   /// Outlive the platform, whose timers wake them. Constant once built.
   std::vector<std::unique_ptr<VcpuThread>> vcpus_;
+  std::unique_ptr<devices::RandomBytes> device_random_;  ///< of the platform's entropy device
   std::unique_ptr<Platform> platform_;
+  devices::CharInput* virtio_console_ = nullptr;  ///< one of the platform's; null: there is none
   std::unique_ptr<PlatformExits> exits_;
   std::unique_ptr<Listener> listener_;
   std::string kernel_description_;

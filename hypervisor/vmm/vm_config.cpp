@@ -78,6 +78,7 @@ Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
     return take(value, source, key, config.cpus);
   }
   if (key == "disks") return take_disks(value, source, config);
+  if (key == "rng") return take(value, source, key, config.rng);
   if (key == "timeout") return take(value, source, key, config.timeout_seconds);
   if (key == "test-devices") return take(value, source, key, config.test_devices);
   if (key == "debug-exit-port") {
@@ -95,6 +96,7 @@ Expected<void, ConfigError> take_key(const std::string& key, const Json& value,
                       : key == "windows"   ? &config.windows
                       : key == "cpu-model" ? &config.cpu_model
                       : key == "serial"    ? &config.serial
+                      : key == "console"   ? &config.console
                       : key == "stats"     ? &config.stats
                       : key == "clock"     ? &config.clock
                       : key == "record"    ? &config.record
@@ -250,6 +252,19 @@ Expected<void, ConfigError> validate_code_cache(const VmConfig& config) {
   return {};
 }
 
+Expected<void, ConfigError> validate_console(const VmConfig& config) {
+  if (config.console == "serial") return {};
+  if (config.console != "virtio") {
+    return bad(fmt::format("--console: '{}' is not serial or virtio", config.console));
+  }
+  const std::string_view exact = exact_option(config);
+  if (exact.empty()) return {};
+  return bad(
+      fmt::format("--console: virtio takes input at any time, which {} can not repeat; use "
+                  "serial",
+                  exact));
+}
+
 }  // namespace
 
 std::string_view exact_option(const VmConfig& config) {
@@ -281,6 +296,7 @@ Expected<void, ConfigError> validate(const VmConfig& config) {
   }
   if (auto windows = validate_windows(config); !windows) return windows;
   if (auto room = validate_code_cache(config); !room) return room;
+  if (auto console = validate_console(config); !console) return console;
   if (config.disks.size() > kMaxDisks) {
     return bad(fmt::format("--disk: {} disks are too many; {} are possible", config.disks.size(),
                            kMaxDisks));

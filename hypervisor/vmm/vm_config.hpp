@@ -52,10 +52,14 @@ struct VmConfig {
   std::uint64_t code_cache_bytes = 8ULL << 20;  ///< of engine bt, for each vCPU
   std::string cpu_model = "default";
   std::string serial = "stdio";  ///< "stdio", "null", or a file
-  std::string stats;             ///< JSON is written here at the end; empty: nowhere
-  double timeout_seconds = 0;    ///< 0: none
+  /// "serial", or "virtio": also a virtio console, which takes the user's input then and puts its
+  /// output where `serial` says, as the serial port does.
+  std::string console = "serial";
+  std::string stats;           ///< JSON is written here at the end; empty: nowhere
+  double timeout_seconds = 0;  ///< 0: none
   std::optional<std::uint16_t> debug_exit_port;  ///< `test_devices` implies 0xF4
   std::vector<DiskConfig> disks;                 ///< virtio disks, in the order of their PCI slots
+  bool rng = true;                               ///< with disks: a virtio entropy device
   bool test_devices = false;  ///< fw_cfg and pc-testdev, as kvm-unit-tests expect them
   /// "host", or "instructions" with an optional rate: ":MHZ". See docs/record-and-replay.md.
   std::string clock = "host";

@@ -197,6 +197,9 @@ class Mistakes(unittest.TestCase):
                 ("--cpu-model", ["--kernel", GUEST, "--cpu-model", "z80"]),
                 ("--initrd", ["--kernel", GUEST, "--initrd", "/nonexistent/initrd"]),
                 ("--serial", ["--kernel", GUEST, "--serial", "/nonexistent/dir/file"]),
+                ("--console", ["--kernel", GUEST, "--console", "hvc0"]),
+                ("--clock can not repeat", ["--kernel", GUEST, "--console", "virtio", "--clock",
+                                            "instructions"]),
                 ("--stats", ["--kernel", GUEST, "--stats", "/nonexistent/dir/file"])]:
             with self.subTest(options=options):
                 self.refused(names, *options)
