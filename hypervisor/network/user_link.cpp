@@ -73,6 +73,14 @@ int from_poll(short events) noexcept {
   return result;
 }
 
+/// A packet that libslirp 4.7 would put together from fragments, which it does not survive with
+/// some that a guest can make. `frame` has been padded.
+bool is_fragment(std::span<const std::byte> frame) noexcept {
+  constexpr std::byte kDontFragment{0x40};
+  return frame[12] == std::byte{0x08} && frame[13] == std::byte{0x00} &&
+         ((frame[20] & ~kDontFragment) | frame[21]) != std::byte{0};
+}
+
 struct Cleanup {
   void operator()(Slirp* slirp) const noexcept { slirp_cleanup(slirp); }
 };
@@ -242,7 +250,8 @@ void UserLink::Loop::take_frames() {
     const std::size_t length = std::max(frame.size(), kLeastPadded);
     std::ranges::copy(frame, padded.begin());
     out_.pop();
-    if (!dns_.outgoing(std::span{padded}.first(length))) continue;
+    const std::span sent = std::span{padded}.first(length);
+    if (is_fragment(sent) || !dns_.outgoing(sent)) continue;
     slirp_input(slirp_.get(), reinterpret_cast<const std::uint8_t*>(padded.data()),
                 static_cast<int>(length));
   }
