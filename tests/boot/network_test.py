@@ -58,7 +58,7 @@ def free_port():
 
 
 def check(session, port, forwarded):
-    session.expect("login:", 300)
+    session.expect("login:", 900)  # hosts that do more than this
     session.send("root\n")
     session.expect("Password:", 60)
     session.send("strata\n")
