@@ -411,13 +411,27 @@ std::uint64_t Translator::link_far(std::uint64_t va, std::uint64_t at) {
   });
 }
 
+/// No jump finds a dropped block at the place of `va` in its page any more. A successor that asks
+/// the table where to go on would be led back to itself, for ever, by what other address spaces
+/// know of the VA: this block, or an older one that leads here.
+void Translator::forget_offset(std::uint64_t va) noexcept {
+  const JumpEntry& known = jump_entry(va);
+  for (JumpEntry& e : state_->jumps) {
+    if (((e.va ^ va) & kPageMask) == 0 && &e != &known) e = {};
+  }
+}
+
 /// A block that was dropped is entered once more. From then on it leads to its successor, which is
 /// code for the same guest bytes' place.
 std::uint64_t Translator::stale(std::uint32_t entry) {
   const std::uint64_t va = in_page(cache_.dropped_offset(entry));
   // What is known of the VA may be this block, or an older one that leads here.
   jump_entry(va) = {};
-  return go_on_linked(va, [&](std::uint64_t) { cache_.redirect(entry, jump_entry(va).chain); });
+  return go_on_linked(va, [&](std::uint64_t code) {
+    const std::uint32_t chain = jump_entry(va).chain;
+    if (chain != code) forget_offset(va);
+    cache_.redirect(entry, chain);
+  });
 }
 
 std::uint64_t Translator::over_budget(std::uint64_t offset, std::uint64_t count) {

@@ -96,6 +96,7 @@ class Translator final : public interp::Accelerator {
   void rewind(const Site& site) noexcept;
 
   [[nodiscard]] JumpEntry& jump_entry(std::uint64_t va) noexcept;
+  void forget_offset(std::uint64_t va) noexcept;
   std::uint64_t stale(std::uint32_t entry);
   std::uint64_t link(std::uint64_t offset, std::uint64_t field);
   std::uint64_t link_far(std::uint64_t va, std::uint64_t at);
