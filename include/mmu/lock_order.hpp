@@ -4,8 +4,7 @@
 //   vmm::Vm::lock_                    outcome; nothing is called under it
 //   interp::VcpuGroup::turn_          one vCPU alone; the holder executes an instruction under it
 //   devices: a device's own mutex_    UART, PIT, RTC, PM, PIC, I/O APIC (in that direction)
-//   virtio::PciTransport::lock_       registers; shared by notify(), exclusive for all else.
-//   Devices
+//   virtio::PciTransport::lock_       registers; shared by notify(), else exclusive; devices
 //                                     call disks and their queues under it
 //   virtio::Console, Entropy mutex_   held while queues, the sink and the transport are called
 //   virtio::Net, one a direction      held while queues, the link's send() and the transport are
