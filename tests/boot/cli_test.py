@@ -200,6 +200,11 @@ class Mistakes(unittest.TestCase):
                 ("--console", ["--kernel", GUEST, "--console", "hvc0"]),
                 ("--clock can not repeat", ["--kernel", GUEST, "--console", "virtio", "--clock",
                                             "instructions"]),
+                ("--disk", ["--kernel", GUEST, "--disk", ""]),
+                ("'rw' is not", ["--kernel", GUEST, "--disk", "disk.raw,rw"]),
+                ("'overlay=' is not", ["--kernel", GUEST, "--disk", "disk.raw,ro,overlay="]),
+                ("--disk", ["--kernel", GUEST, "--disk", "/nonexistent/disk"]),
+                ("--disk", ["--kernel", GUEST, *["--disk", "/nonexistent/disk"] * 17]),
                 ("--stats", ["--kernel", GUEST, "--stats", "/nonexistent/dir/file"])]:
             with self.subTest(options=options):
                 self.refused(names, *options)
@@ -229,7 +234,9 @@ class Mistakes(unittest.TestCase):
     def test_configs(self):
         for name, content in [("not json", b"{"), ("array", b"[]"), ("unknown", b'{"kernal": "x"}'),
                               ("type", b'{"kernel": 7}'), ("cpus", b'{"cpus": -1}'),
-                              ("memory", b'{"memory": {}}'), ("binary", bytes(range(256))),
+                              ("memory", b'{"memory": {}}'), ("disks", b'{"disks": "disk.raw"}'),
+                              ("disk", b'{"disks": ["disk.raw,rw"]}'),
+                              ("binary", bytes(range(256))),
                               ("deep", b"[" * 100000)]:
             with self.subTest(config=name):
                 path = self.file("vm.json", content)
