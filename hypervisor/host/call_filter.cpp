@@ -129,7 +129,7 @@ int allow_ioctls(const Filter& filter, std::span<const unsigned long> requests) 
 
 int allow_sockets(const Filter& filter) {
   constexpr scmp_datum_t kType = 0xF;  // the rest: SOCK_CLOEXEC, SOCK_NONBLOCK
-  for (const scmp_datum_t family : {AF_INET, AF_INET6}) {
+  for (const scmp_datum_t family : std::array<scmp_datum_t, 2>{AF_INET, AF_INET6}) {
     for (const auto& [type, protocol] : {std::pair<scmp_datum_t, scmp_datum_t>{SOCK_STREAM, 0},
                                          {SOCK_DGRAM, 0},
                                          {SOCK_DGRAM, IPPROTO_ICMP}}) {
@@ -154,7 +154,7 @@ int allow_connections(const Filter& filter) {
       result = allow(filter, SCMP_SYS(setsockopt), {SCMP_A1_64(SCMP_CMP_EQ, level, kNoBits)});
     }
   }
-  for (const scmp_datum_t command : {F_SETFL, F_SETFD, F_GETFD}) {
+  for (const scmp_datum_t command : std::array<scmp_datum_t, 3>{F_SETFL, F_SETFD, F_GETFD}) {
     if (result == 0) {
       result = allow(filter, SCMP_SYS(fcntl), {SCMP_A1_64(SCMP_CMP_EQ, command, kNoBits)});
     }
