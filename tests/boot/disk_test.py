@@ -25,6 +25,7 @@ def command(strata, machine, engine, cpus, scratch):
             "--kernel", str(machine / "vmlinuz"), "--initrd", str(machine / "initrd.img"),
             "--append", "console=ttyS0 root=/dev/vda rw quiet",
             "--disk", f"{machine / 'disk.raw'},overlay={scratch / 'root.overlay'}",
+            "--code-cache", "32M",
             "--disk", str(scratch / "spare.raw"),
             "--disk", f"{machine / 'packages.raw'},ro",
             "--timeout", "900"]
